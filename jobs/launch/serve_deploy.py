@@ -62,6 +62,8 @@ class ServeDeployment:
         with explicit_address():
             self._client = ServeSubmissionClient(self.where)
         self._before: JsonObject | None = None
+        self.place: JsonObject = {}
+        """The address where Ray Serve was asked to listen by the last deployment."""
 
     def deploy(self, settings: ServeConfig, store: Store) -> None:
         """Start serving, or replace the endpoint without dropping a request; `wait` reports whether it succeeded.
@@ -69,7 +71,7 @@ class ServeDeployment:
         Raises:
             ClusterError: the cluster refuses, or serves at another address already.
         """
-        place = {"host": settings.host, "port": settings.port}
+        self.place = place = {"host": settings.host, "port": settings.port}
         details = self._details()
         before = details.get("http_options") or {}
         if details["applications"] and {key: before.get(key) for key in place} != place:
@@ -131,7 +133,23 @@ class ServeDeployment:
                 raise ClusterError(f"cluster {self.where}: {_error_reason(state.message)}")
             seen = state
             time.sleep(_POLL_SECONDS)
+        self._check_place()
         return state
+
+    def _check_place(self) -> None:
+        """Stop an endpoint that listens elsewhere: a Ray Serve that was started meanwhile keeps its own address.
+
+        Raises:
+            ClusterError: it does; without API keys, an address that others reach must not be served.
+        """
+        options = self._details().get("http_options") or {}
+        if {key: options.get(key) for key in self.place} != self.place:
+            self.restore()
+            raise ClusterError(
+                f"cluster {self.where}: Ray Serve listens at {options.get('host')}:{options.get('port')}, but "
+                f"{self.place['host']}:{self.place['port']} was requested; the endpoint was stopped. Something else "
+                "has started Ray Serve meanwhile: try again"
+            )
 
     def restore(self) -> None:
         """Return to the endpoint before the last deployment; without one, stop this one."""

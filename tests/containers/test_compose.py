@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import contextlib
 import io
 import json
 import os
 import shutil
+import socket
 import subprocess
 import sys
 import time
@@ -88,7 +90,7 @@ def system(tmp_path_factory: pytest.TempPathFactory) -> Iterator[System]:
             folder = tmp_path_factory.mktemp("compose") / "checkout"
             shutil.copytree(ROOT, folder, ignore=SKIPPED)
             subprocess.run(["make", "-s", "secrets"], cwd=folder, check=True)
-            for target in ("store", "endpoint", "cluster"):
+            for target in ("store", "proxy", "endpoint", "cluster"):
                 words = ["build", "--network", "host", "--build-arg", f"BASE={BASE}"]
                 words += ["-f", "infra/docker/Dockerfile", "--target", target, "-t", f"tinymusician-{target}"]
                 docker.docker(*words, str(folder))
@@ -213,7 +215,7 @@ def test_tinymusician_trains_on_weights_from_the_store(system: System, tmp_path:
 
 
 def test_containers_run_without_root_and_read_only(system: System) -> None:
-    for service in ("store", "head", "worker", "endpoint"):
+    for service in ("store", "head", "worker", "endpoint", "proxy"):
         if not system.compose("ps", "-q", service).strip():
             continue
         assert system.compose("exec", "-T", service, "id", "-u").strip() == "10001"
@@ -283,6 +285,16 @@ def test_endpoint_image_has_no_torch(system: System) -> None:
         *words, "import importlib.util as u; print(u.find_spec('torch'), u.find_spec('ray') is not None)"
     )
     assert result.split() == ["None", "True"]
+
+
+def test_headers_that_do_not_arrive_end_a_connection(system: System) -> None:
+    """The proxy's deadline is 10 s; Ray's proxy, behind it, has none."""
+    system.wait("proxy")
+    with socket.create_connection(("127.0.0.1", system.port), 60) as connection:
+        connection.sendall(b"GET /live HTTP/1.1\r\nHost: localhost\r\nX-Slow:")
+        connection.settimeout(60)
+        with contextlib.suppress(ConnectionResetError):
+            assert connection.recv(100) == b""
 
 
 def test_only_two_ports_are_published_on_loopback(system: System) -> None:

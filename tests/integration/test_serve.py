@@ -14,6 +14,7 @@ import shutil
 import signal
 import socket
 import subprocess
+import sys
 import threading
 import time
 import wave
@@ -251,6 +252,23 @@ def test_invalid_bundle_is_one_line_and_the_deployment_stays(here: Served, words
     assert last.startswith("error: ")
     assert said in last
     assert here.generate().status_code == 200
+
+
+ELSEWHERE = """
+from jobs.launch.serve_deploy import ServeDeployment
+deployment = ServeDeployment(None, start=False)
+deployment.place = {"host": "127.0.0.1", "port": 1}
+deployment.wait()
+"""
+
+
+def test_an_endpoint_that_listens_elsewhere_is_stopped(here: Served) -> None:
+    """As after the start of another Ray Serve between the check before the deployment and the deployment."""
+    ended = subprocess.run(
+        [sys.executable, "-c", ELSEWHERE], env=here.environment, capture_output=True, text=True, check=False
+    )
+    assert f"Ray Serve listens at 127.0.0.1:{here.port}, but 127.0.0.1:1 was requested" in ended.stderr
+    _gone(here)
 
 
 def test_it_is_ended_by_a_command_and_by_control_c(served: Served, bundle: Path) -> None:

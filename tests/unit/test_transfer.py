@@ -17,6 +17,7 @@ from tests.faulty_server import (
     faulty_server,
     hang_up,
     no_ranges,
+    paced,
     redirect,
     redirect_for_ever,
     refuse,
@@ -151,6 +152,36 @@ def test_mirror_below_the_minimum_speed(
         assert download(sources, file, tmp_path / "device", lambda size: None, BandwidthLimiter()).read_bytes() == data
         ((_, start),) = other.requests
         assert SIZE // 2 <= start < SIZE // 2 + 1000
+
+
+def test_slow_mirror_is_left_and_the_fastest_of_slow_ones_continues(
+    tmp_path: Path, server: FaultyServer, file: ReleasedFile, data: bytes, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Both would need more than 5 s for 2 MB: 100 s and 20 s. A second request is fast here."""
+    monkeypatch.setattr(transfer, "_RATE_SECONDS", 0.2)
+    monkeypatch.setattr(transfer, "_SLOW_SECONDS", 5.0)
+    with faulty_server(server.root) as other:
+        server.faults, other.faults = [paced(20_000)], [paced(100_000)]
+        sources = [HttpSource(server.url), HttpSource(other.url)]
+        assert download(sources, file, tmp_path / "device", lambda size: None, BandwidthLimiter()).read_bytes() == data
+        assert (len(server.requests), len(other.requests)) == (1, 2)
+        starts = [start for _, start in other.requests]
+        assert 0 < starts[0] < starts[1], "each continues where the one before stopped"
+
+
+def test_a_limit_of_the_device_and_the_only_mirror_are_not_slow(
+    tmp_path: Path, server: FaultyServer, file: ReleasedFile, data: bytes, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """With a limit of 2 MB a second nothing needs less than 0.1 s; nor does the only mirror."""
+    monkeypatch.setattr(transfer, "_RATE_SECONDS", 0.1)
+    monkeypatch.setattr(transfer, "_SLOW_SECONDS", 0.1)
+    both = [HttpSource(server.url), HttpSource(f"{server.url}/")]
+    for name, sources, limit in (("limited", both, 2_000_000.0), ("only", both[:1], 0.0)):
+        server.faults = [] if limit else [paced(4_000_000)]
+        server.requests.clear()
+        place = download(sources, file, tmp_path / name, lambda size: None, BandwidthLimiter(limit))
+        assert place.read_bytes() == data
+        assert len(server.requests) == 1
 
 
 def test_mirrors_with_inconsistent_bytes(tmp_path: Path, server: FaultyServer, file: ReleasedFile, data: bytes) -> None:

@@ -8,6 +8,7 @@ SHA-256 were verified.
 from __future__ import annotations
 
 import hashlib
+import math
 import os
 import time
 from collections import Counter
@@ -29,6 +30,8 @@ _FIRST_WAIT, _MAX_WAIT = 0.5, 30.0
 """Pauses between requests, in seconds; they double from the first to the maximum."""
 _MIN_RATE, _RATE_SECONDS = 1000, 30.0
 """A mirror that sends fewer bytes per second than this, over so many seconds, counts as busy."""
+_SLOW_SECONDS = 600.0
+"""A mirror that would need longer for the rest of a file is left, while another one has not been tried."""
 
 ProgressCallback = Callable[[int], None]
 """Receives the number of new bytes; it is negative when bytes must be downloaded again."""
@@ -36,6 +39,14 @@ ProgressCallback = Callable[[int], None]
 
 class MirrorMismatch(TransientStoreError):
     """The bytes of several sources have the wrong digest together; it is unknown which source is wrong."""
+
+
+class SlowMirror(TransientStoreError):
+    """A mirror sends `rate` bytes a second; others may be faster."""
+
+    def __init__(self, message: str, rate: float) -> None:
+        super().__init__(message)
+        self.rate = rate
 
 
 @dataclass
@@ -75,7 +86,7 @@ def download(
     """The path of a file below `folder`, downloaded unless it exists.
 
     Sources are tried in turn, with pauses that double while nothing arrives. A source with wrong bytes is tried once
-    more, then excluded.
+    more, then excluded. If all are slow, the fastest one continues.
 
     Raises:
         StoreError: no source has the file now; received bytes stay on disk.
@@ -86,28 +97,60 @@ def download(
     if _is_complete(target, file):
         return target
     target.unlink(missing_ok=True)  # damaged
-    remaining, mismatches, errors = list(sources), Counter[str](), list[StoreError]()
-    failures, index, one_source_only = 0, 0, False
+    mirrors, errors, failures = _Mirrors(sources), list[StoreError](), 0
     on_progress(_size(partial))
     for _ in range(_MAX_TRIES * len(sources)):
-        source, before = remaining[index % len(remaining)], _size(partial)
+        source, before = mirrors.current, _size(partial)
         try:
-            digest = _continue(source, file, partial, on_progress, limit, one_source_only)
+            digest = _continue(source, file, partial, on_progress, limit, mirrors)
             _finish(partial, digest, target, file, source.url, on_progress)
             return target
         except StoreError as error:
             errors.append(error)
-            one_source_only |= isinstance(error, MirrorMismatch)
-            failures = 0 if _size(partial) > before else failures + 1
-            mismatches[source.url] += not isinstance(error, TransientStoreError)
-            index += not (one_source_only and _size(partial) > before)  # a source that makes progress continues
-            remaining = [one for one in remaining if mismatches[one.url] < 2]
-            if not remaining or failures >= _FRUITLESS_TRIES * len(remaining):
+            is_further = _size(partial) > before
+            failures = 0 if is_further else failures + 1
+            mirrors.leave(source, error, is_further)
+            count = len(mirrors.remaining)
+            if failures >= _FRUITLESS_TRIES * count:
                 break
-            if failures and failures % len(remaining) == 0:
+            if failures and failures % count == 0:
                 retry_after = error.retry_after if isinstance(error, TransientStoreError) else 0.0
-                time.sleep(min(_MAX_WAIT, max(retry_after, _FIRST_WAIT * 2 ** (failures // len(remaining) - 1))))
+                time.sleep(min(_MAX_WAIT, max(retry_after, _FIRST_WAIT * 2 ** (failures // count - 1))))
     raise _worst(errors, file)
+
+
+class _Mirrors:
+    """The sources of a file that are left, and which is next.
+
+    With `one_source_only`, bytes of several together were wrong, and each must send all of them.
+    """
+
+    def __init__(self, sources: Sequence[Source]) -> None:
+        self.remaining, self.one_source_only = list(sources), False
+        self._index, self._mismatches, self._rates = 0, Counter[str](), dict[str, float]()
+
+    @property
+    def current(self) -> Source:
+        """The source to ask now."""
+        return self.remaining[self._index % len(self.remaining)]
+
+    @property
+    def slow_seconds(self) -> float:
+        """How long the rest of the file may take; infinite if no source is left that has not been tried."""
+        is_last = len(self.remaining) == 1 or all(one.url in self._rates for one in self.remaining)
+        return math.inf if is_last or self.one_source_only else _SLOW_SECONDS
+
+    def leave(self, source: Source, error: StoreError, is_further: bool) -> None:
+        """Turn to another source after an error, unless this one alone must go on and has got further."""
+        self.one_source_only |= isinstance(error, MirrorMismatch)
+        self._mismatches[source.url] += not isinstance(error, TransientStoreError)
+        self._index += not (self.one_source_only and is_further)
+        self.remaining = [one for one in self.remaining if self._mismatches[one.url] < 2]
+        if isinstance(error, SlowMirror):
+            self._rates[source.url] = error.rate
+            if all(one.url in self._rates for one in self.remaining):  # the fastest one goes on
+                self.remaining.sort(key=lambda one: -self._rates[one.url])
+                self._index = 0
 
 
 def _prepare_folders(target: Path, partial: Path) -> None:
@@ -133,15 +176,15 @@ def _continue(
     partial: Path,
     on_progress: ProgressCallback,
     limiter: BandwidthLimiter,
-    one_source_only: bool,
+    mirrors: _Mirrors,
 ) -> str:
     """Append the missing bytes of a partial file, or start again if the source requires it; returns its SHA-256.
 
-    A key is the digest of its value, so another mirror may continue where this one stopped, except with
-    `one_source_only`.
+    A key is the digest of its value, so another mirror may continue where this one stopped, except where only one may
+    send all.
     """
     received, (origin, tag) = _size(partial), _origin(partial)
-    if received > file.size or (one_source_only and origin != source.url):
+    if received > file.size or (mirrors.one_source_only and origin != source.url):
         partial.unlink(missing_ok=True)
         on_progress(-received)
         received = 0
@@ -154,21 +197,46 @@ def _continue(
         )
         on_progress(-received if not response.start else 0)
         with partial.open("r+b" if response.start else "w+b") as out:
-            return _append(response, out, file, on_progress, limiter, source.url)
+            return _append(response, out, file, on_progress, _Pace(source.url, limiter, mirrors.slow_seconds))
+
+
+class _Pace:
+    """Measures a source's bytes per second over intervals, and gives up one that is too slow.
+
+    A limit that the user has set is not the source's speed.
+    """
+
+    def __init__(self, url: str, limiter: BandwidthLimiter, slow_seconds: float) -> None:
+        self.url, self._limiter, self._slow_seconds = url, limiter, slow_seconds
+        self._began, self._received = time.monotonic(), 0
+
+    def check(self, size: int, left: int) -> None:
+        """Count `size` new bytes, after which `left` are missing.
+
+        Raises:
+            TransientStoreError: fewer arrive than any source must send.
+            SlowMirror: the rest would take longer than the download allows.
+        """
+        self._received += size
+        self._limiter.wait(size)
+        seconds, limit = time.monotonic() - self._began, self._limiter.limit
+        if seconds <= _RATE_SECONDS:
+            return
+        rate = self._received / seconds
+        self._began, self._received = time.monotonic(), 0
+        if rate < _MIN_RATE and not 0 < limit < 2 * _MIN_RATE:
+            raise TransientStoreError(f"{self.url}: sends {rate:.0f} bytes a second")
+        if left > rate * self._slow_seconds and not 0 < limit < 2 * rate:
+            raise SlowMirror(f"{self.url}: sends {rate:.0f} bytes a second; another mirror is tried", rate)
 
 
 def _append(
-    response: RangeResponse,
-    out: BinaryIO,
-    file: ReleasedFile,
-    on_progress: ProgressCallback,
-    limiter: BandwidthLimiter,
-    url: str,
+    response: RangeResponse, out: BinaryIO, file: ReleasedFile, on_progress: ProgressCallback, pace: _Pace
 ) -> str:
-    sha256 = hashlib.sha256()
+    url, sha256 = pace.url, hashlib.sha256()
     while response.start and (block := out.read(CHUNK)):
         sha256.update(block)
-    start_time, received, received_before = time.monotonic(), 0, 0
+    received = 0
     for chunk in response.chunks:
         received += len(chunk)
         if response.start + received > file.size:
@@ -178,12 +246,7 @@ def _append(
         out.write(chunk)
         sha256.update(chunk)
         on_progress(len(chunk))
-        limiter.wait(len(chunk))
-        seconds = time.monotonic() - start_time
-        if seconds > _RATE_SECONDS and not 0 < limiter.limit < 2 * _MIN_RATE:
-            if received - received_before < _MIN_RATE * seconds:
-                raise TransientStoreError(f"{url}: sends {(received - received_before) / seconds:.0f} bytes a second")
-            start_time, received_before = time.monotonic(), received
+        pace.check(len(chunk), file.size - response.start - received)
     if response.start + received < file.size:
         raise TransientStoreError(f"{url}: ended after {response.start + received} of {file.size} bytes of {file.path}")
     return sha256.hexdigest()

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping, Sequence
+from types import MappingProxyType
 from typing import NamedTuple
 
 from tinymusician.artifacts.keys import Scheme
@@ -9,7 +11,11 @@ from tinymusician.artifacts.trust import RoleName
 
 
 class KeyPlan(NamedTuple):
-    """The keys that `create` makes: how many of each role, how many of them must sign, and their scheme."""
+    """The keys that `create` makes: how many of each role, how many of them must sign, and their scheme.
+
+    Those of `tokens` (PKCS#11 URIs, by role) exist already, and count instead of new ones. With `is_encrypted`, a
+    passphrase encrypts the new private keys.
+    """
 
     root: int = 1
     root_threshold: int = 1
@@ -17,6 +23,8 @@ class KeyPlan(NamedTuple):
     release_threshold: int = 1
     has_timestamp: bool = False
     scheme: Scheme = "ed25519"
+    is_encrypted: bool = False
+    tokens: Mapping[RoleName, Sequence[str]] = MappingProxyType({})
 
     @property
     def counts(self) -> dict[RoleName, int]:

@@ -1,10 +1,12 @@
-"""Signing keys: key pairs in a folder that only their owner can read, never in a store.
+"""Signing keys: key pairs in a folder that only their owner can read, or in a token; never in a store.
 
 A public key is written in hexadecimal digits: 64 for Ed25519 (RFC 8032), or 130 for an uncompressed point of ECDSA on
 P-256 (FIPS 186-5; SEC 1, 2.3.3), which is what most hardware and cloud key stores have.
 
 The `root` key authorizes release keys and can be offline; the `release` key signs releases. A `job` key signs what jobs
 made (`job_keys`).
+
+`ROLE-ID.pem` is a private key, which a passphrase may encrypt; `ROLE-ID.pkcs11` names one in a token (`token_keys`).
 """
 
 from __future__ import annotations
@@ -23,6 +25,8 @@ from cryptography.hazmat.primitives.asymmetric.ec import EllipticCurvePrivateKey
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey, Ed25519PublicKey
 
 from tinymusician.artifacts.atomic import atomic_write
+from tinymusician.artifacts.secret_input import PASSPHRASE_VARIABLE, read_secret
+from tinymusician.artifacts.token_keys import TokenKey, open_token_key
 from tinymusician.errors import KeyFileError
 from tinymusician.user_folders import user_folder
 
@@ -30,8 +34,10 @@ KEYS_VARIABLE = "TMCTL_KEYS"
 KeyUse = Literal["root", "release", "timestamp", "job"]
 Scheme = Literal["ed25519", "ecdsa-p256-sha256"]
 _SCHEMES: Mapping[int, Scheme] = {64: "ed25519", 130: "ecdsa-p256-sha256"}
-PrivateKey = Ed25519PrivateKey | EllipticCurvePrivateKey
+FileKey = Ed25519PrivateKey | EllipticCurvePrivateKey
 """A private key of a known scheme; the elliptic curve is P-256."""
+PrivateKey = FileKey | TokenKey
+_ENCRYPTED = b"BEGIN ENCRYPTED PRIVATE KEY"
 
 
 def keys_folder() -> Path:
@@ -42,6 +48,8 @@ def keys_folder() -> Path:
 
 def public_hex(key: PrivateKey) -> str:
     """The public key in hexadecimal digits."""
+    if isinstance(key, TokenKey):
+        return key.public
     if isinstance(key, Ed25519PrivateKey):
         return key.public_key().public_bytes_raw().hex()
     form = (serialization.Encoding.X962, serialization.PublicFormat.UncompressedPoint)
@@ -55,7 +63,7 @@ def scheme_of(public: str) -> Scheme | None:
 
 def sign(key: PrivateKey, message: bytes) -> bytes:
     """The signature of a message: 64 bytes of Ed25519, or DER of ECDSA over SHA-256."""
-    if isinstance(key, Ed25519PrivateKey):
+    if isinstance(key, Ed25519PrivateKey | TokenKey):
         return key.sign(message)
     return key.sign(message, ec.ECDSA(hashes.SHA256()))
 
@@ -81,18 +89,36 @@ def key_id(public: str) -> str:
     return hashlib.sha256(bytes.fromhex(public)).hexdigest()
 
 
-def new_key(role: KeyUse, folder: Path, scheme: Scheme = "ed25519") -> PrivateKey:
-    """Create a key and write it to `ROLE-ID.pem` with mode 600."""
-    key: PrivateKey = Ed25519PrivateKey.generate() if scheme == "ed25519" else ec.generate_private_key(ec.SECP256R1())
+def new_key(role: KeyUse, folder: Path, scheme: Scheme = "ed25519", passphrase: bytes | None = None) -> FileKey:
+    """Create a key and write it to `ROLE-ID.pem` with mode 600, encrypted if there is a passphrase."""
+    key: FileKey = Ed25519PrivateKey.generate() if scheme == "ed25519" else ec.generate_private_key(ec.SECP256R1())
     folder.mkdir(parents=True, exist_ok=True, mode=0o700)
-    write_key(role, folder, key)
+    write_key(role, folder, key, passphrase)
     return key
 
 
-def write_key(role: KeyUse, folder: Path, key: PrivateKey) -> None:
+def write_key(role: KeyUse, folder: Path, key: FileKey, passphrase: bytes | None = None) -> None:
     """Write a private key to `ROLE-ID.pem` with mode 600, whole or not at all."""
     with atomic_write(_file(role, key_id(public_hex(key)), folder), 0o600) as draft:
-        draft.write_bytes(_pem(key))
+        draft.write_bytes(_pem(key, passphrase))
+
+
+def add_token_key(role: KeyUse, folder: Path, uri: str) -> TokenKey:
+    """Use a key of a token for a role: its URI is written to `ROLE-ID.pkcs11`.
+
+    Raises:
+        KeyFileError: there is no such key, or it is of another kind.
+    """
+    key = open_token_key(uri)
+    folder.mkdir(parents=True, exist_ok=True, mode=0o700)
+    with atomic_write(_token_file(role, key_id(key.public), folder), 0o600) as draft:
+        draft.write_text(uri + "\n", "utf-8")
+    return key
+
+
+def has_encrypted_keys(folder: Path) -> bool:
+    """Whether a private key of the folder is encrypted: then new ones are, too."""
+    return any(_ENCRYPTED in path.read_bytes() for path in folder.glob("*.pem"))
 
 
 _FIRST = f"`tmctl signing-keys create` makes the first ones, {KEYS_VARIABLE} names another folder"
@@ -111,9 +137,8 @@ def load_key(role: KeyUse, folder: Path, trusted: Collection[str]) -> PrivateKey
         KeyFileError: the folder has none of them, other users can read it, or it is not such a key.
     """
     for one in trusted:
-        path = _file(role, one, folder)
-        if path.exists():
-            return _load(path, one)
+        if key := _find(role, one, folder):
+            return key
     names = ", ".join(f"{role}-{one[:12]}.pem" for one in trusted)
     raise KeyFileError(f"{folder}: the {role} key is not here ({names}); {_ADVICE[role]}")
 
@@ -124,8 +149,7 @@ def load_keys(role: KeyUse, folder: Path, trusted: Collection[str], count: int) 
     Raises:
         KeyFileError: the folder has fewer of them, other users can read one, or it is not such a key.
     """
-    paths = [(_file(role, one, folder), one) for one in trusted]
-    keys = [_load(path, one) for path, one in paths if path.exists()]
+    keys = [key for one in trusted if (key := _find(role, one, folder))]
     if not keys:
         load_key(role, folder, trusted)  # says what is missing
     if len(keys) < count:
@@ -137,7 +161,23 @@ def _file(role: KeyUse, key_id: str, folder: Path) -> Path:
     return folder / f"{role}-{key_id[:12]}.pem"
 
 
-def _load(path: Path, expected_id: str) -> PrivateKey:
+def _token_file(role: KeyUse, key_id: str, folder: Path) -> Path:
+    return _file(role, key_id, folder).with_suffix(".pkcs11")
+
+
+def _find(role: KeyUse, expected_id: str, folder: Path) -> PrivateKey | None:
+    path, token = _file(role, expected_id, folder), _token_file(role, expected_id, folder)
+    if path.exists():
+        return _load(path, expected_id)
+    if not token.exists():
+        return None
+    key = open_token_key(token.read_text("utf-8").strip())
+    if key_id(key.public) != expected_id:
+        raise KeyFileError(f"{token}: the token has another key than the file's name says")
+    return key
+
+
+def _load(path: Path, expected_id: str) -> FileKey:
     try:
         info = path.stat()
         mode = stat.S_IMODE(info.st_mode)
@@ -145,7 +185,11 @@ def _load(path: Path, expected_id: str) -> PrivateKey:
         mounted = info.st_uid == 0 and os.geteuid() != 0
         if mode & (0o037 if mounted else 0o077):
             raise KeyFileError(f"{path}: others can read it (mode {mode:o}); `chmod 600 {path}`")
-        key = serialization.load_pem_private_key(path.read_bytes(), password=None)
+        content = path.read_bytes()
+        passphrase = None
+        if _ENCRYPTED in content:
+            passphrase = read_secret("passphrase of the private keys", PASSPHRASE_VARIABLE)
+        key = serialization.load_pem_private_key(content, passphrase)
     except (OSError, ValueError, TypeError) as error:
         raise KeyFileError(f"{path}: cannot be read as a private key ({error})") from None
     if not _is_supported(key) or key_id(public_hex(key)) != expected_id:
@@ -153,12 +197,13 @@ def _load(path: Path, expected_id: str) -> PrivateKey:
     return key
 
 
-def _is_supported(key: object) -> TypeGuard[PrivateKey]:
+def _is_supported(key: object) -> TypeGuard[FileKey]:
     is_p256 = isinstance(key, EllipticCurvePrivateKey) and isinstance(key.curve, ec.SECP256R1)
     return is_p256 or isinstance(key, Ed25519PrivateKey)
 
 
-def _pem(key: PrivateKey) -> bytes:
-    return key.private_bytes(
-        serialization.Encoding.PEM, serialization.PrivateFormat.PKCS8, serialization.NoEncryption()
-    )
+def _pem(key: FileKey, passphrase: bytes | None) -> bytes:
+    encryption: serialization.KeySerializationEncryption = serialization.NoEncryption()
+    if passphrase is not None:
+        encryption = serialization.BestAvailableEncryption(passphrase)
+    return key.private_bytes(serialization.Encoding.PEM, serialization.PrivateFormat.PKCS8, encryption)

@@ -1,6 +1,5 @@
-"""The publisher's side of releases: signs them, moves aliases, manages keys. Devices read this with `pull`.
+"""The publisher's side of releases: signs them, moves aliases. Devices read this with `pull`.
 
-    keys/root-000001.json                      root documents, numbered without gaps
     releases/NAME/ALIAS/v00000007-DIGEST.json  every release of an alias, never changed
     releases/NAME/ALIAS/latest.json            a copy of the newest, for clients that cannot list
     releases/NAME/ALIAS/timestamp.json         confirms it every few days, if the root document has such a role
@@ -18,37 +17,23 @@ only under the name of their version and digest.
 from __future__ import annotations
 
 import contextlib
-import hashlib
 import random
 import time
-from collections.abc import Callable, Iterator, Sequence
-from datetime import datetime, timedelta
-from pathlib import Path
+from collections.abc import Iterator, Sequence
+from datetime import timedelta
 
-from tinymusician.artifacts import trust
 from tinymusician.artifacts.blobs import blob_key
 from tinymusician.artifacts.envelope import payload_sha256, seal, textual, textual_object
-from tinymusician.artifacts.key_plan import KeyPlan
-from tinymusician.artifacts.keys import PrivateKey, key_id, load_key, load_keys, new_key, public_hex, scheme_of
+from tinymusician.artifacts.keys import PrivateKey
 from tinymusician.artifacts.manifest import Manifest
 from tinymusician.artifacts.release import KIND, Release, latest_key, read_release, release_key
-from tinymusician.artifacts.root_pin import PIN, RootPin, read_pin, write_pin
-from tinymusician.artifacts.run_state import now
-from tinymusician.artifacts.store import Store
+from tinymusician.artifacts.root_documents import RootDocuments
 from tinymusician.artifacts.timestamp import KIND as TIMESTAMP
 from tinymusician.artifacts.timestamp import Timestamp, read_timestamp, timestamp_key
 from tinymusician.artifacts.trust import (
     SPEC,
-    RoleMembers,
     RoleName,
     RootMetadata,
-    members_of,
-    next_root,
-    only,
-    read_first,
-    read_root,
-    root_key,
-    sign_root,
 )
 from tinymusician.errors import KeyFileError, NotFoundError, StoreError, UntrustedError
 from tinymusician.json_types import JsonObject
@@ -58,93 +43,18 @@ TIMESTAMP_DAYS = 7
 _TRIES, _PAUSE = 20, 0.05
 
 
-class ReleaseRegistry:
-    """Releases in a store, signed with keys of a folder."""
+class ReleaseRegistry(RootDocuments):
+    """Releases in a store, signed with keys of a folder that its root documents trust."""
 
-    def __init__(self, store: Store, keys: Path, clock: Callable[[], datetime] = now) -> None:
-        self.store, self._keys, self._clock = store, keys, clock
-
-    def roots(self) -> list[RootMetadata]:
-        """All root documents, oldest first, each verified against the one before, and all against the pin.
-
-        Without a pin (on a machine without keys) the first one is trusted.
-
-        Raises:
-            KeyFileError: there is none.
-            UntrustedError: a signature is missing, or they do not match the pin.
-        """
-        roots, digests = list[RootMetadata](), dict[int, str]()
-        for version in range(1, trust.MAX_VERSIONS + 1):
-            try:
-                data = self.store.get(root_key(version))
-            except NotFoundError:
-                break
-            roots.append(read_root(data, version, roots[-1].signers("root")) if roots else read_first(data))
-            digests[version] = hashlib.sha256(data).hexdigest()
-        if not roots:
-            raise KeyFileError(
-                f"store {self.store.url}: has no root document; `tmctl signing-keys create` makes keys and one"
-            )
-        pin = read_pin(self._keys)
-        if pin is not None and (pin.root not in roots[0].public_keys("root") or digests.get(pin.version) != pin.sha256):
-            raise UntrustedError(
-                f"store {self.store.url}: its root documents are not those that were made with the keys of "
-                f"{self._keys}; either this is another store, or they were replaced"
-            )
-        return roots
-
-    def create(self, plan: KeyPlan | None = None) -> RootMetadata:
-        """Create all keys, and the first root document.
-
-        Raises:
-            KeyFileError: there is one already.
-        """
-        if self.store.exists(root_key(1)):
-            raise KeyFileError(f"store {self.store.url}: has keys already; `tmctl signing-keys rotate` replaces them")
-        plan = plan or KeyPlan()
-        keys = {
-            role: [new_key(role, self._keys, plan.scheme) for _ in range(count)] for role, count in plan.counts.items()
-        }
-        members = {
-            role: RoleMembers(publics=tuple(map(public_hex, each)), threshold=plan.thresholds[role])
-            for role, each in keys.items()
-        }
-        return self._publish(next_root(None, members, self._clock()), keys["root"])
-
-    def extend(self) -> RootMetadata:
-        """Extend the root document by a year, with the same keys."""
-        before = self.roots()[-1]
-        after = next_root(before, members_of(before), self._clock(), before.revoked)
-        return self._publish(after, self._signing_keys("root", before))
-
-    def rotate(self, role: RoleName, revoke: bool = False) -> RootMetadata:
+    def rotate(self, role: RoleName, revoke: bool = False, tokens: Sequence[str] = ()) -> RootMetadata:
         """Replace the keys of a role, and sign the newest releases again; what old release keys signed does not count.
-
-        A role `timestamp` that was not there is added.
 
         With `revoke`, because others may have used the keys, neither publishers nor devices trust what earlier release
         keys signed: inspect the good artifacts, and publish them again.
         """
-        roots = self.roots()
-        before = roots[-1]
-        signing, members = self._signing_keys("root", before), members_of(before)
-        for each in {role, "release"} if revoke else {role}:
-            members[each] = self._new_members(before, each)
-        if role == "root":
-            after_keys = [load_key("root", self._keys, [key_id(one)]) for one in members["root"].publics]
-            signing = [*signing, *after_keys]
-        revoked = {keyid for one in roots for keyid in one.roles["release"].keyids} if revoke else before.revoked
-        after = self._publish(next_root(before, members, self._clock(), revoked), signing)
+        after = self.replace_keys(role, revoke, tokens)
         self.renew()
         return after
-
-    def _new_members(self, before: RootMetadata, role: RoleName) -> RoleMembers:
-        """As many new keys as a role had, of the same schemes, with the same threshold; one for a role that is new."""
-        if role not in before.roles:
-            return only(new_key(role, self._keys))
-        old = before.public_keys(role)
-        publics = [public_hex(new_key(role, self._keys, scheme_of(one) or "ed25519")) for one in old]
-        return RoleMembers(publics=tuple(publics), threshold=before.roles[role].threshold)
 
     def renew(self, days: int = DAYS) -> list[Release]:
         """Sign every alias's newest release again, with the current key and a new expiry date."""
@@ -267,29 +177,6 @@ class ReleaseRegistry:
             return read_timestamp(data, release.reference, root.signers("timestamp"))
         except (NotFoundError, UntrustedError):
             return None
-
-    def _signing_keys(self, role: RoleName, root: RootMetadata) -> list[PrivateKey]:
-        """As many private keys of a role as must sign. Without a pin nothing is signed: roots cannot be verified.
-
-        Raises:
-            KeyFileError: too few keys are here, or the pin is missing.
-        """
-        if read_pin(self._keys) is None:
-            raise KeyFileError(f"{self._keys}: {PIN} is missing; copy it from where the keys were created")
-        signers = root.signers(role)
-        return load_keys(role, self._keys, signers.keys, signers.threshold)
-
-    def _publish(self, root: RootMetadata, keys: Sequence[PrivateKey]) -> RootMetadata:
-        data = sign_root(root, keys)
-        self.store.put(root_key(root.version), data)
-        if self.store.get(root_key(root.version)) != data:
-            raise KeyFileError(
-                f"root document {root.version}: was written by another process at the same time; that one counts"
-            )
-        pin = read_pin(self._keys)
-        first = pin.root if pin and root.version > 1 else root.public_keys("root")[0]
-        write_pin(self._keys, RootPin(root=first, version=root.version, sha256=hashlib.sha256(data).hexdigest()))
-        return root
 
     def _add(self, draft: Release, days: int) -> Release:
         """Give a draft the next version, sign it, and point the alias at it.
