@@ -79,7 +79,11 @@ def open_bundle_source(config: ServeConfig) -> BundleSource:
     urls = config.sources or (open_store().url,)
     folder = user_folder("cache") / "serve" / config.model
     sources = [open_source(url) for url in urls]
-    return AliasSource(PullClient(config.model, folder, sources, config.root_key, start_despite_expiry=True))
+    document = config.root_document.encode() if config.root_document is not None else None
+    client = PullClient(
+        config.model, folder, sources, config.root_key, start_despite_expiry=True, root_document=document
+    )
+    return AliasSource(client)
 
 
 def questions_config(config: ServeConfig) -> ServeConfig:

@@ -56,6 +56,9 @@ class ServeConfig(ConfigModel):
     root_key: str | None = Field(
         None, description="the publisher's public root key, 64 hexadecimal digits; TMCTL_ROOT_KEY if not given"
     )
+    root_document: str | None = Field(
+        None, description="the publisher's root document itself, where several root keys must sign; --root reads a file"
+    )
     poll_interval_s: Positive = Field(15.0, description="seconds between polls of the alias")
     host: str = Field("127.0.0.1", description="network interface")
     port: int = Field(8000, ge=1, le=65535, description="port")

@@ -10,6 +10,7 @@ from typing import Annotated
 
 import typer
 
+from jobs.cli.artifact_options import RootDocument, read_root_document
 from jobs.cli.output import emit
 from tinymusician.artifacts.download import BandwidthLimiter
 from tinymusician.artifacts.installation import InstalledVersion
@@ -18,7 +19,6 @@ from tinymusician.artifacts.pull import AvailableUpdate, PullClient
 from tinymusician.artifacts.reference import ROOT_KEY_VARIABLE, is_alias
 from tinymusician.artifacts.sources import open_source
 from tinymusician.artifacts.store import Store
-from tinymusician.errors import StoreError
 
 _SHOWN_SECONDS = 0.5
 
@@ -47,14 +47,7 @@ def pull(
             metavar="HEX", envvar=ROOT_KEY_VARIABLE, help="The publisher's public root key; required the first time."
         ),
     ] = None,
-    root: Annotated[
-        Path | None,
-        typer.Option(
-            metavar="FILE",
-            help="The publisher's root document instead (`tmctl signing-keys show --document FILE`).",
-            show_default=False,
-        ),
-    ] = None,
+    root: RootDocument = None,
     check: Annotated[bool, typer.Option("--check", help="Only report whether there is an update.")] = False,
     bandwidth_limit: Annotated[
         float, typer.Option(min=0, metavar="KB/S", help="The maximum bandwidth.", show_default="none")
@@ -79,25 +72,13 @@ def pull(
         _pull_unreleased(open_store(), reference, to)
         return
     urls = source or [open_store().url]
-    document = _read_document(root) if root is not None else None
+    document = read_root_document(root) if root is not None else None
     client = PullClient(reference, to, [open_source(url) for url in urls], root_key, root_document=document)
     if check:
         _print_update(client.check(), json)
         return
     version = client.pull(_ProgressPrinter(), BandwidthLimiter(bandwidth_limit * 1000))
     _print_version(version, to, json)
-
-
-def _read_document(path: Path) -> bytes:
-    """A root document that is a file here.
-
-    Raises:
-        StoreError: it cannot be read.
-    """
-    try:
-        return path.read_bytes()
-    except OSError as error:
-        raise StoreError(f"--root {path}: {error.strerror}") from None
 
 
 def _pull_unreleased(store: Store, reference: str, to: Path) -> None:

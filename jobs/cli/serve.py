@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Annotated, NamedTuple
 
 import typer
 
+from jobs.cli.artifact_options import RootDocument, read_root_document
 from jobs.cli.output import emit, print_settings
 from tinymusician.artifacts.reference import ROOT_KEY_VARIABLE
 from tinymusician.bundle_refs import is_packaged_bundle
@@ -51,6 +52,7 @@ def serve(
         str | None,
         typer.Option(metavar="HEX", envvar=ROOT_KEY_VARIABLE, help="The publisher's public root key, for NAME@ALIAS."),
     ] = None,
+    root: RootDocument = None,
     replicas: Annotated[int, typer.Option(min=1, help="The minimum number of engines.")] = 1,
     max_replicas: Annotated[int, typer.Option(min=1, help="The maximum number of engines, added under load.")] = 1,
     threads: Annotated[
@@ -104,6 +106,7 @@ def serve(
         return
     values: JsonObject = {"host": host, "port": port, "replicas": replicas, "threads": threads}
     values |= {"model": _absolute_if_folder(reference), "sources": tuple(source or ()), "root_key": root_key}
+    values |= {"root_document": _root_text(root)} if root is not None else {}
     values |= {"api_keys": api_keys.absolute() if api_keys else None, "max_replicas": max(replicas, max_replicas)}
     settings = read_config(_with_overrides(values, overrides or []))
     if dry_run:
@@ -124,6 +127,11 @@ def serve(
         return
     print("Ctrl-C stops the endpoint; with `--detach` it keeps running.", file=sys.stderr)
     _serve_until_interrupt(endpoint, deployed.id)
+
+
+def _root_text(path: Path) -> str:
+    """A root document as the value of a setting; a cluster does not have this machine's files."""
+    return read_root_document(path).decode("utf-8", "replace")
 
 
 class _Deployed(NamedTuple):

@@ -13,6 +13,8 @@ from pathlib import Path
 
 import pytest
 
+from serve.bundle_source import open_bundle_source
+from serve.config import read_config
 from tests.world import World
 from tinymusician.artifacts.envelope import MAX_BYTES
 from tinymusician.artifacts.installation import Installation
@@ -156,6 +158,21 @@ class TestKeyCompromise:
             path.unlink()  # the thief has one
         with pytest.raises(KeyFileError, match="1 of the root keys are here, and 2 must sign"):
             world.registry.extend()
+
+    def test_endpoint_starts_from_the_document(self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+        """A store that another publisher has written is refused, although each document in it is signed."""
+        monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+        world = Planned(tmp_path, KeyPlan(root=3, root_threshold=2))
+        release = world.registry.release(world.made(decoder="one"), "stable", {})
+        values = {"model": release.reference, "sources": (world.store.url,), "questions_model": None}
+        document = read_config({**values, "root_document": world.document().decode()})
+        assert open_bundle_source(document).check() is None
+        other = Planned(tmp_path / "other", KeyPlan(root=3, root_threshold=2))
+        other.registry.release(other.made(decoder="one"), "stable", {})
+        elsewhere = document.model_copy(update={"sources": (other.store.url,)})
+        monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "another cache"))
+        with pytest.raises(StoreError):
+            open_bundle_source(elsewhere).check()
 
     def test_app_that_knows_one_key_of_three(self, tmp_path: Path) -> None:
         """A thief of that key writes a document of their own; one that carries the document is not deceived."""
