@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Annotated
 
 import typer
@@ -34,6 +35,13 @@ def publish(
         str | None, typer.Option(metavar="RUN", help="The `evaluate` run of the artifact and its baseline.")
     ] = None,
     recipe: RecipeName = None,
+    model_signing_key: Annotated[
+        Path | None,
+        typer.Option(metavar="PEM", help="An EC key of its own, to also write an OpenSSF model signature."),
+    ] = None,
+    model_signature: Annotated[
+        Path, typer.Option(metavar="FILE", help="Where the OpenSSF model signature is written.")
+    ] = Path("model.sig"),
     json: Json = False,
 ) -> None:
     """Sign an artifact as the newest release of the recipe's alias (`candidate`).
@@ -41,15 +49,21 @@ def publish(
     A trusted driver must attest that its job made the artifact, and sign the evaluation's figures: the store is not
     trusted. `tmctl signing-keys job` shows which drivers are trusted here.
 
-    Example: `tmctl artifacts publish band-bundle --evaluation band-evaluate-20260101-120000-ab12`
+    Examples:
+    - `tmctl artifacts publish band-bundle --evaluation band-evaluate-20260101-120000-ab12`
+
+    - `tmctl artifacts publish band-bundle --model-signing-key ec.pem`, then `model_signing verify key` elsewhere
     """
     from jobs.release import publish as signed
     from jobs.release import publish_config, release_metrics
+    from tinymusician.artifacts.model_signature import write_model_signature
 
     store = open_store()
     manifest = manifests.find(store, reference)
     config = load_recipe(recipe).publish if recipe is not None else publish_config(store, manifest.reference)
     judged = release_metrics(store, evaluation, manifest.reference, config.baseline) if evaluation else None
+    if model_signing_key is not None:
+        write_model_signature(store, manifest, model_signing_key, model_signature)
     _print_release(signed(registry(), manifest, judged, config), json)
 
 
