@@ -25,12 +25,14 @@ lock:  ## Write infra/locks again, after a change of pyproject.toml or constrain
 	PYTHON=$(PYTHON) infra/locks/compile
 
 SBOM := sbom
-sbom: $(STAMP)  ## What is installed here and in the images, and the page's packages: sbom/*.json, CycloneDX
+sbom: $(STAMP)  ## The Python packages here and in the images, and the page's (npm): sbom/*.json, CycloneDX
 	rm -rf $(SBOM) && mkdir $(SBOM)
 	$(BIN)/cyclonedx-py environment --pyproject pyproject.toml --output-reproducible -o $(SBOM)/environment.json $(BIN)/python
 	for image in cluster endpoint store; do \
-	  $(BIN)/cyclonedx-py requirements --output-reproducible -o $(SBOM)/$$image.json infra/locks/$$image.txt || exit 1; done
-	npm sbom --prefix $(PAGE) --package-lock-only --sbom-format cyclonedx > $(SBOM)/page.json
+	  { cat infra/locks/$$image.txt; test $$image != cluster || grep '^torch==' constraints.txt; } \
+	    | $(BIN)/cyclonedx-py requirements --output-reproducible -o $(SBOM)/$$image.json - || exit 1; done
+	if command -v npm > /dev/null; then npm sbom --prefix $(PAGE) --package-lock-only --sbom-format cyclonedx > $(SBOM)/page.json; \
+	else echo "no npm here: the page's packages are left out"; fi
 
 audit: $(STAMP)  ## Known vulnerabilities of the locked packages (pip-audit, npm audit); says so where no database answers
 	$(BIN)/python infra/locks/audit

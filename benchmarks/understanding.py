@@ -22,7 +22,7 @@ import torch
 
 from benchmarks.report import report
 from tinymusician.house_band.corpus import CLIP_FRAMES, SEED, RenderedSplit, load_split
-from tinymusician.house_band.skill_questions import attribute_questions, hard_questions
+from tinymusician.house_band.skill_questions import hard_questions
 from tinymusician.house_band.synth import EVERY_KEY, SoundfontSynth
 from tinymusician.house_band.tunes import TUNES, load_tunes
 from tinymusician.models.musicgen import load_musicgen
@@ -74,7 +74,7 @@ def scored(
     """The score on the clips `rows`, whose audio is given."""
     embeddings, row_of = player.embed(waves_BN), {clip: index for index, clip in enumerate(rows)}
     features = embeddings[[row_of[question.clip] for question in questions]]
-    answerer = FinerAnswerer(player, attribute_questions())
+    answerer = FinerAnswerer(player, player.attributes)
     return score_probabilities(name, questions, answerer.probabilities(features, questions))
 
 

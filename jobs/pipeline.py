@@ -32,7 +32,7 @@ from tinymusician.data.shards import fingerprint
 from tinymusician.errors import NotFoundError, RunError, UntrustedError
 from tinymusician.inputs import scheme_of
 from tinymusician.json_types import JsonObject
-from tinymusician.models.musicgen import local_folder, model_commit
+from tinymusician.models.musicgen import local_folder
 from tinymusician.recipe import CachedSignalsConfig, Recipe, Step, parse_recipe
 
 STEPS: tuple[Step, ...] = get_args(Step)
@@ -236,14 +236,10 @@ def run(run: RunStore) -> RunResult:
 
 
 def weights_fingerprint(name: str) -> str:
-    """A fingerprint of a model: the SHA-256 of the files in its folder; of a hub model, its id and commit.
-
-    An artifact stands for itself, and so does a hub model that is not in this machine's cache.
-    """
+    """A fingerprint of a model: the SHA-256 of the files in its folder; a hub id or artifact stands for itself."""
     folder = local_folder(name) if name and scheme_of(name) != "artifact" else None
     if folder is None:
-        commit = model_commit(name) if name else None
-        return f"{name}@{commit}" if commit else name
+        return name
     digest = hashlib.sha256()
     for path in sorted(path for path in folder.rglob("*") if path.is_file()):
         digest.update(path.relative_to(folder).as_posix().encode())

@@ -11,6 +11,7 @@ from jobs.cli.artifact_options import ArtifactName, Json, ReleaseName, short_ref
 from jobs.cli.output import emit, table, warn
 from jobs.cli.signing_keys import registry
 from tinymusician.artifacts import manifest as manifests
+from tinymusician.artifacts.atomic import atomic_write
 from tinymusician.artifacts.open import open_store
 from tinymusician.artifacts.reference import split_reference
 from tinymusician.artifacts.registry import TIMESTAMP_DAYS
@@ -39,8 +40,8 @@ def publish(
         Path | None,
         typer.Option(metavar="PEM", help="An EC key of its own, to also write an OpenSSF model signature."),
     ] = None,
-    model_signature: Annotated[
-        Path, typer.Option(metavar="FILE", help="Where the OpenSSF model signature is written.")
+    signature_file: Annotated[
+        Path, typer.Option("--model-signature", metavar="FILE", help="Where that signature is written.")
     ] = Path("model.sig"),
     json: Json = False,
 ) -> None:
@@ -56,15 +57,18 @@ def publish(
     """
     from jobs.release import publish as signed
     from jobs.release import publish_config, release_metrics
-    from tinymusician.artifacts.model_signature import write_model_signature
+    from tinymusician.artifacts.model_signature import model_signature
 
     store = open_store()
     manifest = manifests.find(store, reference)
     config = load_recipe(recipe).publish if recipe is not None else publish_config(store, manifest.reference)
     judged = release_metrics(store, evaluation, manifest.reference, config.baseline) if evaluation else None
-    if model_signing_key is not None:
-        write_model_signature(store, manifest, model_signing_key, model_signature)
-    _print_release(signed(registry(), manifest, judged, config), json)
+    signature = None if model_signing_key is None else model_signature(store, manifest, model_signing_key)
+    release = signed(registry(), manifest, judged, config)
+    if signature is not None:
+        with atomic_write(signature_file) as draft:
+            draft.write_bytes(signature)
+    _print_release(release, json)
 
 
 def promote(

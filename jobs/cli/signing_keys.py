@@ -44,6 +44,7 @@ Document = Annotated[
 ]
 
 
+# Long: its parameters are the options of the command.
 @app.command()
 def create(
     root_keys: Annotated[int, typer.Option(min=1, max=8, metavar="N", help="The number of root keys.")] = 1,
@@ -55,7 +56,7 @@ def create(
         typer.Option("--timestamp", help="Devices also need a timestamp, which `tmctl artifacts timestamp` renews."),
     ] = False,
     scheme: Annotated[
-        Literal["ed25519", "ecdsa-p256-sha256"], typer.Option(help="The scheme of signatures.")
+        Literal["ed25519", "ecdsa-p256-sha256"], typer.Option(help="The scheme of new keys.")
     ] = "ed25519",
     encrypt: Annotated[
         bool, typer.Option("--encrypt", help=f"Encrypt the private keys; {PASSPHRASE_VARIABLE} is a passphrase file.")
@@ -77,6 +78,9 @@ def create(
     - `tmctl signing-keys create --root-token 'pkcs11:token=band;object=root?module-path=/usr/lib/opensc-pkcs11.so'`
     """
     tokens: dict[RoleName, list[str]] = {"root": root_token or [], "release": release_token or []}
+    for option, count, uris in (("root", root_keys, tokens["root"]), ("release", release_keys, tokens["release"])):
+        if uris and count not in (1, len(uris)):
+            raise KeyFileError(f"--{option}-keys {count}: --{option}-token names {len(uris)}; leave the number out")
     root_keys, release_keys = len(tokens["root"]) or root_keys, len(tokens["release"]) or release_keys
     for option, count, threshold in (("root", root_keys, root_threshold), ("release", release_keys, release_threshold)):
         if threshold > count:

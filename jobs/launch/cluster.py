@@ -25,6 +25,7 @@ from serve.config import is_loopback
 from tinymusician.artifacts.job_keys import JOB_KEYS_VARIABLE
 from tinymusician.artifacts.keys import KEYS_VARIABLE
 from tinymusician.artifacts.open import STORE_VARIABLE
+from tinymusician.artifacts.secret_input import PASSPHRASE_VARIABLE, PIN_VARIABLE
 from tinymusician.artifacts.store import Store
 from tinymusician.errors import ClusterError
 from tinymusician.json_types import JsonObject
@@ -35,7 +36,14 @@ _UPLOADERS = ("ray.dashboard.modules.dashboard_sdk", "ray._private.runtime_env.p
 _MAX_NODES = 10_000
 _VERSION_SECONDS = 10.0
 _FORWARDED_VARIABLES = ("HF_HUB_OFFLINE", "HF_ENDPOINT")
-_LOCAL_PATH_VARIABLES = (KEYS_VARIABLE, JOB_KEYS_VARIABLE, WEIGHTS_VARIABLE, "HF_HOME")
+_LOCAL_PATH_VARIABLES = (
+    KEYS_VARIABLE,
+    JOB_KEYS_VARIABLE,
+    PASSPHRASE_VARIABLE,
+    PIN_VARIABLE,
+    WEIGHTS_VARIABLE,
+    "HF_HOME",
+)
 
 
 def connect(address: str | None, start: bool = True) -> tuple[Any, str]:

@@ -95,13 +95,14 @@ def understand_cost(recipe: Recipe) -> JsonObject:
     counts = {f"{name}_parameters": sum(p.numel() for p in part.parameters()) for name, part in parts.items()}
     pretrain, train, questions = config.pretrain, config.train, config.questions
     has_encoder = config.encoder.model is not None or config.teacher is not None
-    encoder_clips = 0 if has_encoder else pretrain.batch_size
+    masked_steps = 0 if has_encoder else pretrain.steps
+    tune_steps = 0 if has_encoder and not pretrain.tune_given else pretrain.tune_steps
     return {
         **counts,
         "parameters": sum(counts.values()),
         "clips": questions.train_clips + questions.validation_clips + questions.test_clips,
-        "clips_of_masked_prediction": pretrain.steps * encoder_clips,
-        "clips_of_fine_tuning": pretrain.tune_steps * encoder_clips,
+        "clips_of_masked_prediction": masked_steps * pretrain.batch_size,
+        "clips_of_fine_tuning": tune_steps * pretrain.batch_size,
         "questions_of_training": train.steps * train.batch_size,
         "questions_of_the_text_only_control": train.text_only_steps * train.batch_size,
     }

@@ -65,7 +65,7 @@ def _score(context: WorkerContext, data: UnderstandData, folder: Path) -> System
     """The bundle's score on the hard questions, from audio to answer."""
     questions, clips = data.questions("test"), data.split("test")
     player = BundleAnswerer(folder, context.threads)
-    answerer = FinerAnswerer(player, attribute_questions())
+    answerer = FinerAnswerer(player, player.attributes)
     rows = sorted({question.clip for question in questions})
     embeddings = player.embed(clips.audio(np.array(rows)))
     row_of = {clip: index for index, clip in enumerate(rows)}

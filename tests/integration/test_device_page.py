@@ -168,6 +168,11 @@ def test_page_works_offline_after_the_first_load(browser: Browser, here: Endpoin
         expect(page.locator("#bundle")).to_contain_text("test")
         switch_on(page)
         page.wait_for_function("navigator.serviceWorker.controller !== null")
+        page.evaluate("fetch('openapi.json').then((answer) => answer.text())")  # no file of the page
+        stored = "async () => (await (await caches.open('tinymusician-page')).keys()).map(({ url }) => url)"
+        names = [url.rpartition("/")[2] for url in page.evaluate(stored)]
+        assert "main.js" in names
+        assert "openapi.json" not in names
     page.reload()
     ready(page)
     expect(page.locator("#bundle")).to_contain_text("test")

@@ -42,13 +42,17 @@ def save(folder: Path) -> Path:
     outer.sparse_initializer.append(sparse)
     function = helper.make_function("local", "F", [], ["y"], [constant], [helper.make_opsetid("", 17)])
     function.node[0].attribute[0].t.CopyFrom(tensor("f", "function.data"))
+    function.attribute_proto.append(helper.make_attribute("a", tensor("d", "default.data")))
     model = helper.make_model(outer, functions=[function])
+    training = model.training_info.add()
+    training.algorithm.CopyFrom(graph("training", [tensor("g", "training.data")], []))
     (folder / "graph.onnx").write_bytes(model.SerializeToString())
     return folder / "graph.onnx"
 
 
 def test_every_place_that_names_a_file_is_read(tmp_path: Path) -> None:
     names = {"constant.data", "inner.data", "sparse.data", "weights.data", "function.data"}
+    names |= {"default.data", "training.data"}
     assert external_locations(save(tmp_path)) == names
 
 
@@ -85,11 +89,28 @@ def test_bundle_whose_graph_reads_another_file_is_refused(tmp_path: Path, locati
         check_external_data(folder, named)
 
 
-@pytest.mark.parametrize("content", [b"\xff" * 20, b"\x3a\x7f", b"\x3b"])
+LARGE_TAG = b"\xba\x80\x80\x80\x10\x00"
+"""Field 7 plus 2^32: ONNX Runtime cuts it to field 7."""
+
+
+def deep_graph() -> bytes:
+    """Graphs in graphs, each in an attribute of a node of the one before."""
+    content = b""
+    for tag in (*[b"\x32", b"\x2a", b"\x0a"] * 700, b"\x3a"):
+        size, length = len(content), b""
+        while size > 127:
+            length, size = length + bytes([size & 127 | 128]), size >> 7
+        content = tag + length + bytes([size]) + content
+    return content
+
+
+@pytest.mark.parametrize("content", [b"", b"\xff" * 20, b"\x3a\x7f", b"\x3b", LARGE_TAG, deep_graph()])
 def test_what_is_no_graph_is_refused(tmp_path: Path, content: bytes) -> None:
-    (tmp_path / "lm.onnx").write_bytes(content)
-    with pytest.raises(BundleError, match=r"lm\.onnx is no ONNX graph"):
-        check_external_data(tmp_path, describe_files(tmp_path, [("lm.onnx", "lm", "")]))
+    """Whatever its name is: engines open files by their roles."""
+    (tmp_path / "lm.bin").write_bytes(content)
+    with pytest.raises(BundleError, match=r"lm\.bin is no ONNX graph"):
+        check_external_data(tmp_path, describe_files(tmp_path, [("lm.bin", "lm", "")]))
+    check_external_data(tmp_path, describe_files(tmp_path, [("lm.bin", "tokenizer", "")]))
 
 
 def test_opened_bundles_are_checked(tmp_path: Path) -> None:

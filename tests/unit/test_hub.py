@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import errno
 import json
-import sys
 import threading
 from collections.abc import Iterator
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
@@ -14,7 +13,6 @@ import pytest
 from huggingface_hub import constants
 from huggingface_hub.utils import reset_sessions
 
-from jobs.pipeline import weights_fingerprint
 from tinymusician.errors import ModelError
 from tinymusician.models.checkpoint_files import check_model
 from tinymusician.models.hub import download
@@ -85,16 +83,6 @@ def hub(tiny_musicgen: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) ->
     reset_sessions()
     server.shutdown()
     server.server_close()
-
-
-def test_step_is_reused_for_the_same_commit_only(hub: list[str], monkeypatch: pytest.MonkeyPatch) -> None:
-    """The branch of a hub id can be moved to other weights."""
-    assert weights_fingerprint("me/tiny") == "me/tiny", "not downloaded yet"
-    download("me/tiny")
-    before = weights_fingerprint("me/tiny")
-    monkeypatch.setattr(sys.modules[__name__], "COMMIT", "c" * 40)
-    download("me/tiny")
-    assert (before, weights_fingerprint("me/tiny")) == (f"me/tiny@{'a' * 40}", f"me/tiny@{'c' * 40}")
 
 
 def test_a_model_and_its_revisions(hub: list[str]) -> None:

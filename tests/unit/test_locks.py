@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import re
+import tomllib
 from pathlib import Path
 
 import pytest
@@ -45,6 +46,37 @@ def test_every_package_has_hashes_and_the_pinned_version(name: str) -> None:
 def test_every_pin_is_locked() -> None:
     locked = {package for lock in LOCKS.glob("*.txt") for package in packages(lock)}
     assert set(constraints()) - locked == BY_OTHER_MEANS
+
+
+@pytest.mark.parametrize(
+    ("name", "extras"),
+    [
+        (
+            "development",
+            ["cluster", "quantize", "serve", "s3", "audio", "convert", "hsm", "openssf", "loudness", "mlflow"],
+        ),
+        ("development", ["band", "dev", "docs"]),
+        ("cluster", ["cluster", "quantize", "serve", "s3", "mlflow", "band"]),
+        ("endpoint", ["serve", "s3"]),
+    ],
+)
+def test_what_the_project_requires_is_locked(name: str, extras: list[str]) -> None:
+    """pip installs a lock with --no-deps: what it lacks is not installed."""
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
+    direct = [*project["dependencies"], *(one for extra in extras for one in project["optional-dependencies"][extra])]
+    names = {plain(re.split(r"[\[<>=]", requirement)[0]) for requirement in direct}
+    assert names - set(packages(LOCKS / f"{name}.txt")) <= BY_OTHER_MEANS
+
+
+@pytest.mark.parametrize("file", ["Makefile", "infra/docker/Dockerfile"])
+def test_pip_checks_hashes_of_all_but_torch_and_this_project(file: str) -> None:
+    installs = re.findall(r"pip install (.*?)(?=$|&&|\\$)", (ROOT / file).read_text(), re.MULTILINE)
+    unchecked = [line for line in installs if "--require-hashes" not in line]
+    assert len(installs) > len(unchecked)
+    assert all(
+        "-c constraints.txt torch" in line or line.split("--no-deps ")[-1].strip() in {".", "-e ."}
+        for line in unchecked
+    )
 
 
 def test_packages_of_the_page_have_integrities() -> None:

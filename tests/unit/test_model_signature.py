@@ -11,8 +11,7 @@ from cryptography.hazmat.primitives import serialization
 from cryptography.hazmat.primitives.asymmetric import ec, ed25519
 
 from tinymusician.artifacts.manifest import Manifest, fetch, publish
-from tinymusician.artifacts.model_signature import write_model_signature
-from tinymusician.artifacts.secret_input import PASSPHRASE_VARIABLE
+from tinymusician.artifacts.model_signature import MODEL_KEY_VARIABLE, model_signature
 from tinymusician.artifacts.store import LocalStore
 from tinymusician.errors import KeyFileError, NotFoundError
 
@@ -22,6 +21,7 @@ PEM, PKCS8 = serialization.Encoding.PEM, serialization.PrivateFormat.PKCS8
 def write_keys(folder: Path, encryption: serialization.KeySerializationEncryption) -> tuple[Path, Path]:
     key = ec.generate_private_key(ec.SECP256R1())
     private, public = folder / "ec.pem", folder / "ec.pub"
+    private.touch(0o600)
     private.write_bytes(key.private_bytes(PEM, PKCS8, encryption))
     public.write_bytes(key.public_key().public_bytes(PEM, serialization.PublicFormat.SubjectPublicKeyInfo))
     return private, public
@@ -46,34 +46,39 @@ def test_other_tools_verify_what_is_pulled(
     tmp_path: Path, made: tuple[LocalStore, Manifest], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     (tmp_path / "passphrase").write_text("words\n")
-    monkeypatch.setenv(PASSPHRASE_VARIABLE, str(tmp_path / "passphrase"))
+    monkeypatch.setenv(MODEL_KEY_VARIABLE, str(tmp_path / "passphrase"))
     private, public = write_keys(tmp_path, serialization.BestAvailableEncryption(b"words"))
     store, manifest = made
-    write_model_signature(store, manifest, private, tmp_path / "model.sig")
+    (tmp_path / "model.sig").write_bytes(model_signature(store, manifest, private))
     fetch(store, manifest, tmp_path / "pulled")
     assert verify(tmp_path / "pulled", tmp_path / "model.sig", public)
     (tmp_path / "pulled" / "decoder.onnx").write_bytes(b"Weights")
     assert not verify(tmp_path / "pulled", tmp_path / "model.sig", public)
 
 
-def test_nothing_is_written_without_a_key_or_all_files(tmp_path: Path, made: tuple[LocalStore, Manifest]) -> None:
+def test_nothing_is_signed_without_a_key_or_all_files(tmp_path: Path, made: tuple[LocalStore, Manifest]) -> None:
     store, manifest = made
     private, _ = write_keys(tmp_path, serialization.NoEncryption())
     other = tmp_path / "other.pem"
+    for path in (other, tmp_path / "text.pem"):
+        path.touch(0o600)
     key = ed25519.Ed25519PrivateKey.generate()
     other.write_bytes(key.private_bytes(PEM, PKCS8, serialization.NoEncryption()))
     (tmp_path / "text.pem").write_text("no key")
     for path, message in (
-        (other, "is no EC key"),
-        (tmp_path / "text.pem", "is no EC key"),
+        (other, "cannot be read as an EC private key"),
+        (tmp_path / "text.pem", "cannot be read as an EC private key"),
         (tmp_path / "no", "cannot"),
     ):
         with pytest.raises(KeyFileError, match=message) as caught:
-            write_model_signature(store, manifest, path, tmp_path / "out" / "model.sig")
+            model_signature(store, manifest, path)
         assert "\n" not in str(caught.value)
+    private.chmod(0o644)
+    with pytest.raises(KeyFileError, match="others can read it"):
+        model_signature(store, manifest, private)
+    private.chmod(0o600)
     for blob in (tmp_path / "store" / "blobs").rglob("*"):
         if blob.is_file():
             blob.unlink()
     with pytest.raises(NotFoundError):
-        write_model_signature(store, manifest, private, tmp_path / "out" / "model.sig")
-    assert not (tmp_path / "out").exists() or not list((tmp_path / "out").iterdir())
+        model_signature(store, manifest, private)

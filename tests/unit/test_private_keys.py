@@ -138,6 +138,35 @@ def test_releases_are_signed_by_tokens_and_keys_are_replaced_by_others(token: st
     assert not list((tmp_path / "keys").glob("root-*.pem"))
 
 
+def test_as_many_tokens_as_must_sign_are_enough(token: str, tmp_path: Path) -> None:
+    """The first of three keys is in a token that is elsewhere; two must sign."""
+    publics = {label: import_key(label, number, tmp_path) for label, number in (("d", "2a"), ("e", "2b"), ("f", "2c"))}
+    uris = {label: f"{token}{label}?module-path={MODULE}" for label in publics}
+    keys = tmp_path / "keys"
+    registry = ReleaseRegistry(LocalStore(tmp_path / "store"), keys)
+    plan = KeyPlan(root_threshold=2, root=3, tokens={"root": tuple(uris.values())})
+    registry.create(plan)
+    ids = [id_of(public) for public in registry.roots()[0].public_keys("root")]
+    first, second = (keys / f"root-{one[:12]}.pkcs11" for one in ids[:2])
+    first.write_text(first.read_text().replace("token=band", "token=elsewhere"))
+    assert registry.extend().version == 2
+    second.write_text(second.read_text().replace("token=band", "token=elsewhere"))
+    with pytest.raises(KeyFileError, match=r"token=elsewhere.*cannot be used"):
+        registry.extend()
+
+
+def test_a_key_of_two_roles_is_refused(token: str, tmp_path: Path) -> None:
+    import_key("both", "3a", tmp_path)
+    uri = f"{token}both?module-path={MODULE}"
+    registry = ReleaseRegistry(LocalStore(tmp_path / "store"), tmp_path / "keys")
+    with pytest.raises(KeyFileError, match="is named twice; each role needs keys of its own"):
+        registry.create(KeyPlan(tokens={"root": (uri,), "release": (uri,)}))
+    registry.create(KeyPlan(tokens={"root": (uri,)}))
+    with pytest.raises(KeyFileError, match="is named twice"):
+        registry.rotate("release", tokens=(uri,))
+    assert registry.roots()[-1].version == 1
+
+
 def test_what_a_token_cannot_do_is_one_line(token: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     import_key("root", "0d", tmp_path)
     import_key("wide", "0e", tmp_path, ec.SECP384R1())

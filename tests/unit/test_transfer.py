@@ -169,6 +169,19 @@ def test_slow_mirror_is_left_and_the_fastest_of_slow_ones_continues(
         assert 0 < starts[0] < starts[1], "each continues where the one before stopped"
 
 
+def test_slow_mirror_continues_if_the_other_does_not_answer(
+    tmp_path: Path, server: FaultyServer, file: ReleasedFile, data: bytes, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It is left once, for one that refuses; then it goes on, however slow: 2 MB at 1 MB/s, where 0.1 s are allowed."""
+    monkeypatch.setattr(transfer, "_RATE_SECONDS", 0.1)
+    monkeypatch.setattr(transfer, "_SLOW_SECONDS", 0.1)
+    with faulty_server(server.root) as other:
+        server.faults, other.faults = [paced(1_000_000)] * 9, [refuse(503)] * 9
+        sources = [HttpSource(server.url), HttpSource(other.url)]
+        assert download(sources, file, tmp_path / "device", lambda size: None, BandwidthLimiter()).read_bytes() == data
+        assert (len(server.requests), len(other.requests)) == (2, 1)
+
+
 def test_a_limit_of_the_device_and_the_only_mirror_are_not_slow(
     tmp_path: Path, server: FaultyServer, file: ReleasedFile, data: bytes, monkeypatch: pytest.MonkeyPatch
 ) -> None:

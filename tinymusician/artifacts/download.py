@@ -146,11 +146,10 @@ class _Mirrors:
         self._mismatches[source.url] += not isinstance(error, TransientStoreError)
         self._index += not (self.one_source_only and is_further)
         self.remaining = [one for one in self.remaining if self._mismatches[one.url] < 2]
-        if isinstance(error, SlowMirror):
-            self._rates[source.url] = error.rate
-            if all(one.url in self._rates for one in self.remaining):  # the fastest one goes on
-                self.remaining.sort(key=lambda one: -self._rates[one.url])
-                self._index = 0
+        self._rates[source.url] = error.rate if isinstance(error, SlowMirror) else 0.0
+        if isinstance(error, SlowMirror) and all(one.url in self._rates for one in self.remaining):
+            self.remaining.sort(key=lambda one: -self._rates[one.url])  # the fastest one goes on
+            self._index = 0
 
 
 def _prepare_folders(target: Path, partial: Path) -> None:
@@ -208,7 +207,11 @@ class _Pace:
 
     def __init__(self, url: str, limiter: BandwidthLimiter, slow_seconds: float) -> None:
         self.url, self._limiter, self._slow_seconds = url, limiter, slow_seconds
-        self._began, self._received = time.monotonic(), 0
+        self._began, self._received = 0.0, 0
+
+    def start(self) -> None:
+        """Begin to measure, when the source begins to send."""
+        self._began = time.monotonic()
 
     def check(self, size: int, left: int) -> None:
         """Count `size` new bytes, after which `left` are missing.
@@ -237,6 +240,7 @@ def _append(
     while response.start and (block := out.read(CHUNK)):
         sha256.update(block)
     received = 0
+    pace.start()
     for chunk in response.chunks:
         received += len(chunk)
         if response.start + received > file.size:

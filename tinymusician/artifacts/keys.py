@@ -26,7 +26,7 @@ from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey,
 
 from tinymusician.artifacts.atomic import atomic_write
 from tinymusician.artifacts.secret_input import PASSPHRASE_VARIABLE, read_secret
-from tinymusician.artifacts.token_keys import TokenKey, open_token_key
+from tinymusician.artifacts.token_keys import TokenAbsentError, TokenKey, open_token_key
 from tinymusician.errors import KeyFileError
 from tinymusician.user_folders import user_folder
 
@@ -136,9 +136,8 @@ def load_key(role: KeyUse, folder: Path, trusted: Collection[str]) -> PrivateKey
     Raises:
         KeyFileError: the folder has none of them, other users can read it, or it is not such a key.
     """
-    for one in trusted:
-        if key := _find(role, one, folder):
-            return key
+    if keys := _find_keys(role, folder, trusted, 1):
+        return keys[0]
     names = ", ".join(f"{role}-{one[:12]}.pem" for one in trusted)
     raise KeyFileError(f"{folder}: the {role} key is not here ({names}); {_ADVICE[role]}")
 
@@ -149,12 +148,12 @@ def load_keys(role: KeyUse, folder: Path, trusted: Collection[str], count: int) 
     Raises:
         KeyFileError: the folder has fewer of them, other users can read one, or it is not such a key.
     """
-    keys = [key for one in trusted if (key := _find(role, one, folder))]
+    keys = _find_keys(role, folder, trusted, count)
     if not keys:
         load_key(role, folder, trusted)  # says what is missing
     if len(keys) < count:
         raise KeyFileError(f"{folder}: {len(keys)} of the {role} keys are here, and {count} must sign")
-    return keys[:count]
+    return keys
 
 
 def _file(role: KeyUse, key_id: str, folder: Path) -> Path:
@@ -163,6 +162,25 @@ def _file(role: KeyUse, key_id: str, folder: Path) -> Path:
 
 def _token_file(role: KeyUse, key_id: str, folder: Path) -> Path:
     return _file(role, key_id, folder).with_suffix(".pkcs11")
+
+
+def _find_keys(role: KeyUse, folder: Path, trusted: Collection[str], count: int) -> list[PrivateKey]:
+    """The first `count` keys that are here, or fewer. A token that is elsewhere is passed over.
+
+    Raises:
+        KeyFileError: a key cannot be used; of absent tokens only if too few others are here.
+    """
+    keys, absent = list[PrivateKey](), list[TokenAbsentError]()
+    for one in trusted:
+        try:
+            key = _find(role, one, folder) if len(keys) < count else None
+        except TokenAbsentError as error:
+            absent.append(error)
+        else:
+            keys += [key] if key is not None else []
+    if absent and len(keys) < count:
+        raise absent[0]
+    return keys
 
 
 def _find(role: KeyUse, expected_id: str, folder: Path) -> PrivateKey | None:
@@ -179,13 +197,7 @@ def _find(role: KeyUse, expected_id: str, folder: Path) -> PrivateKey | None:
 
 def _load(path: Path, expected_id: str) -> FileKey:
     try:
-        info = path.stat()
-        mode = stat.S_IMODE(info.st_mode)
-        # A secret that Kubernetes mounts is owned by root and read through a group of its own.
-        mounted = info.st_uid == 0 and os.geteuid() != 0
-        if mode & (0o037 if mounted else 0o077):
-            raise KeyFileError(f"{path}: others can read it (mode {mode:o}); `chmod 600 {path}`")
-        content = path.read_bytes()
+        content = read_private(path)
         passphrase = None
         if _ENCRYPTED in content:
             passphrase = read_secret("passphrase of the private keys", PASSPHRASE_VARIABLE)
@@ -195,6 +207,22 @@ def _load(path: Path, expected_id: str) -> FileKey:
     if not _is_supported(key) or key_id(public_hex(key)) != expected_id:
         raise KeyFileError(f"{path}: contains another key than its name says")
     return key
+
+
+def read_private(path: Path) -> bytes:
+    """The content of a file that others must not be able to read.
+
+    Raises:
+        KeyFileError: they are.
+        OSError: it cannot be read.
+    """
+    info = path.stat()
+    mode = stat.S_IMODE(info.st_mode)
+    # A secret that Kubernetes mounts is owned by root and read through a group of its own.
+    mounted = info.st_uid == 0 and os.geteuid() != 0
+    if mode & (0o037 if mounted else 0o077):
+        raise KeyFileError(f"{path}: others can read it (mode {mode:o}); `chmod 600 {path}`")
+    return path.read_bytes()
 
 
 def _is_supported(key: object) -> TypeGuard[FileKey]:

@@ -144,6 +144,11 @@ class RootDocuments:
         return load_keys(role, self._keys, signers.keys, signers.threshold)
 
     def _publish(self, root: RootMetadata, keys: Sequence[PrivateKey]) -> RootMetadata:
+        """Sign and write a root document, and pin it.
+
+        Raises:
+            KeyFileError: another process has written one meanwhile.
+        """
         data = sign_root(root, keys)
         self.store.put(root_key(root.version), data)
         if self.store.get(root_key(root.version)) != data:

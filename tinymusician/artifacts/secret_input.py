@@ -35,7 +35,8 @@ def new_passphrase() -> bytes:
     passphrase = read_secret("passphrase of the private keys", PASSPHRASE_VARIABLE)
     if not passphrase:
         raise KeyFileError("passphrase: is empty")
-    if PASSPHRASE_VARIABLE not in os.environ and getpass.getpass("the same passphrase again: ").encode() != passphrase:
+    is_typed = not os.environ.get(PASSPHRASE_VARIABLE)
+    if is_typed and getpass.getpass("the same passphrase again: ").encode() != passphrase:
         _typed.cache_clear()
         raise KeyFileError("passphrase: was typed differently the second time")
     return passphrase

@@ -32,6 +32,10 @@ _POINT = 65
 """The bytes of an uncompressed point of P-256."""
 
 
+class TokenAbsentError(KeyFileError):
+    """A token, its module or its key is not there; another of several keys may be."""
+
+
 @dataclass(frozen=True)
 class TokenKey:
     """A private key in a token: its URI and its public half, an uncompressed point in hexadecimal digits."""
@@ -50,7 +54,8 @@ class TokenKey:
             from pkcs11.types import SignMixin
 
             key = _key(session, ObjectClass.PRIVATE_KEY, self.uri)
-            assert isinstance(key, SignMixin)
+            if not isinstance(key, SignMixin):
+                raise KeyFileError(f"{self.uri}: the token does not let this key sign")
             raw = bytes(key.sign(hashlib.sha256(message).digest(), mechanism=Mechanism.ECDSA))
         half = len(raw) // 2
         return encode_dss_signature(int.from_bytes(raw[:half]), int.from_bytes(raw[half:]))
@@ -90,7 +95,7 @@ def _session(uri: str) -> Iterator[Session]:
         raise KeyFileError(f"{uri}: the PIN is wrong; tokens lock themselves after a few wrong ones") from error
     except pkcs11.exceptions.PKCS11Error as error:
         reason = str(error) or type(error).__name__
-        raise KeyFileError(f"{uri}: cannot be used ({reason})") from error
+        raise TokenAbsentError(f"{uri}: cannot be used ({reason})") from error
 
 
 def _key(session: Session, kind: ObjectClass, uri: str) -> Key:

@@ -16,7 +16,7 @@ from pydantic import AwareDatetime, BaseModel, BeforeValidator, ConfigDict, Fiel
 
 from tinymusician.artifacts.envelope import parse_unverified, seal, unseal
 from tinymusician.artifacts.keys import PrivateKey, key_id, public_hex, scheme_of
-from tinymusician.errors import UntrustedError
+from tinymusician.errors import KeyFileError, UntrustedError
 
 KIND = "application/vnd.tinymusician.root+json"
 SPEC: Literal[2] = 2
@@ -147,12 +147,18 @@ def next_root(
     now: datetime,
     revoked: Collection[str] = (),
 ) -> RootMetadata:
-    """The version after `before` with the keys of these roles alone; `revoked` are key ids."""
+    """The version after `before` with the keys of these roles alone; `revoked` are key ids.
+
+    Raises:
+        KeyFileError: a key is there twice.
+    """
     roles = {
         role: {"keyids": [key_id(one) for one in each.publics], "threshold": each.threshold}
         for role, each in members.items()
     }
     publics = [public for each in members.values() for public in each.publics]
+    if twice := next((one for index, one in enumerate(publics) if one in publics[:index]), None):
+        raise KeyFileError(f"key {key_id(twice)[:12]}: is named twice; each role needs keys of its own")
     return RootMetadata.model_validate(
         {
             "spec": SPEC,

@@ -171,6 +171,8 @@ class UnderstandConfig(ConfigModel):
     def _given_encoder_is_tuned(self) -> Self:
         if self.pretrain.tune_given and self.encoder.model is None:
             raise ValueError("pretrain.tune_given: needs encoder.model, a trained encoder")
+        if self.pretrain.tune_given and not self.pretrain.tune_steps:
+            raise ValueError("pretrain.tune_given: pretrain.tune_steps is 0; 1 or more are needed")
         return self
 
     @model_validator(mode="after")

@@ -93,6 +93,14 @@ class AudioLMManifest(ConfigModel):
                 raise ValueError(f"{roles.count(role)} files with role {role!r}; exactly one is needed")
         return self
 
+    @model_validator(mode="after")
+    def _finer_attributes_are_finest(self) -> Self:
+        finest = {question.attribute for question in self.questions if question.finer is None}
+        for question in self.questions:
+            if question.finer is not None and question.finer.attribute not in finest:
+                raise ValueError(f"questions: {question.attribute}: nothing asks for {question.finer.attribute!r}")
+        return self
+
     def file(self, role: Role) -> str:
         """The path of the file with a role."""
         return next(file.path for file in self.files if file.role == role)

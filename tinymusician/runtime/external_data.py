@@ -12,11 +12,12 @@ from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 
 from tinymusician.errors import BundleError
-from tinymusician.runtime.bundle_manifest import BundleFile
+from tinymusician.runtime.bundle_manifest import BundleFile, Role
 
 _PARTS: Mapping[str, Mapping[int, str]] = {
-    "model": {7: "graph", 25: "function"},
-    "function": {7: "node"},
+    "model": {7: "graph", 20: "training", 25: "function"},
+    "training": {1: "graph", 2: "graph"},
+    "function": {7: "node", 11: "attribute"},
     "graph": {1: "node", 5: "tensor", 15: "sparse"},
     "node": {5: "attribute"},
     "attribute": {5: "tensor", 6: "graph", 10: "tensor", 11: "graph", 22: "sparse", 23: "sparse"},
@@ -25,6 +26,9 @@ _PARTS: Mapping[str, Mapping[int, str]] = {
 }
 """By message of onnx.proto, the fields with tensors in them, and what message each is."""
 _KEY, _VALUE = 1, 2
+_LARGEST_TAG = 2**32
+"""Readers cut a tag to 32 bits: a larger one would be another field for them."""
+_NO_GRAPHS: tuple[Role, ...] = ("tokenizer", "weights", "plan")
 _VARINT, _EIGHT_BYTES, _BYTES, _FOUR_BYTES = 0, 1, 2, 5
 
 
@@ -36,12 +40,12 @@ def check_external_data(folder: Path, files: Sequence[BundleFile]) -> None:
     """
     named = {(folder / file.path).resolve() for file in files}
     for file in files:
-        if not file.path.endswith(".onnx") or not file.size:
+        if file.role in _NO_GRAPHS:
             continue
         path = folder / file.path
         try:
             locations = external_locations(path)
-        except (ValueError, IndexError) as error:
+        except (ValueError, IndexError, RecursionError) as error:
             raise BundleError(f"bundle {folder}: {file.path} is no ONNX graph") from error
         for location in locations:
             if (path.parent / location).resolve() not in named:
@@ -76,6 +80,8 @@ def _fields(content: mmap.mmap, start: int, end: int) -> Iterator[tuple[int, int
     """The fields of a message that are bytes: number, and where they begin and end."""
     while start < end:
         tag, start = _varint(content, start)
+        if tag >= _LARGEST_TAG:
+            raise ValueError(f"a tag of {tag}")
         kind = tag & 7
         if kind == _BYTES:
             length, start = _varint(content, start)

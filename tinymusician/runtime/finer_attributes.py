@@ -27,7 +27,7 @@ class FinerQuestion(NamedTuple):
 
 def finer_question(options: Sequence[str], questions: Sequence[AttributeQuestion]) -> FinerQuestion | None:
     """The question that decides between options, all of which are values of an attribute with a finer one; or None."""
-    for coarse in questions:
+    for coarse in questions if options else ():
         if coarse.finer is None:
             continue
         members = {value.casefold(): keys for value, keys in coarse.finer.values.items()}

@@ -8,6 +8,7 @@ from pathlib import Path
 import numpy as np
 
 from tinymusician.runtime.answers import Floats, OptionProbabilities, option_probabilities, scored_tokens
+from tinymusician.runtime.audio_lm_bundle import AttributeQuestion
 from tinymusician.runtime.language_model import LMState
 from tinymusician.runtime.question_answerer import QuestionAnswerer
 from tinymusician.understand.questions import Question
@@ -22,6 +23,11 @@ class BundleAnswerer:
     def __init__(self, folder: Path, threads: int = 0) -> None:
         self._player = QuestionAnswerer(folder, threads)
         self._read: tuple[bytes, LMState] | None = None
+
+    @property
+    def attributes(self) -> Sequence[AttributeQuestion]:
+        """The bundle's questions about attributes."""
+        return self._player.manifest.questions
 
     def embed(self, waves_BN: Floats) -> Floats:
         """The embeddings of clips of equal length, [B, T, W]."""

@@ -148,7 +148,7 @@ function answerOf(question, options, shares, cannot_tell) {
 
 // The question that decides between options, with each option's values of it; it follows tinymusician/runtime/finer_attributes.py.
 function finerQuestion(options, questions) {
-  for (const { finer } of questions) {
+  for (const { finer } of options.length ? questions : []) {
     if (!finer) continue;
     const values = new Map(Object.entries(finer.values).map(([name, members]) => [name.toLowerCase(), members]));
     const members = options.map((option) => values.get(option.trim().toLowerCase()));
