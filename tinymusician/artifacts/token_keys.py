@@ -72,7 +72,7 @@ def open_token_key(uri: str) -> TokenKey:
 
         point = bytes(_key(session, ObjectClass.PUBLIC_KEY, uri)[Attribute.EC_POINT])
     # The attribute is DER of an octet string (PKCS#11 3.1, 6.3.3); some tokens give the point alone.
-    point = point[2:] if point[:2] == bytes([4, _POINT]) else point
+    point = point[2:] if len(point) == _POINT + 2 else point
     if len(point) != _POINT or point[0] != 4:
         raise KeyFileError(f"{uri}: is no key of ECDSA on P-256")
     return TokenKey(uri, point.hex())
