@@ -51,7 +51,7 @@ def test_every_instrument_is_recognized(answerer: QuestionAnswerer) -> None:
     for instrument in INSTRUMENTS:
         answer = answerer.ask(answerer.read(tune(instrument)), "Which instrument plays?")
         assert answer.answer == instrument
-        assert answer.probability > 0.9
+        assert answer.probability > 0.5
 
 
 def test_key_is_that_of_the_notes(answerer: QuestionAnswerer) -> None:
