@@ -13,7 +13,7 @@ import typer
 
 from jobs.cli.artifact_options import RootDocument, read_root_document
 from jobs.cli.output import emit, print_settings
-from tinymusician.artifacts.reference import ROOT_KEY_VARIABLE
+from tinymusician.artifacts.reference import ROOT_KEY_VARIABLE, is_alias
 from tinymusician.bundle_refs import is_packaged_bundle
 from tinymusician.errors import ClusterError, RequestError
 from tinymusician.json_types import JsonObject
@@ -109,6 +109,8 @@ def serve(
     values |= {"root_document": _root_text(root)} if root is not None else {}
     values |= {"api_keys": api_keys.absolute() if api_keys else None, "max_replicas": max(replicas, max_replicas)}
     settings = read_config(_with_overrides(values, overrides or []))
+    if root is not None and not (settings.is_alias or is_alias(settings.questions_model or "")):
+        raise RequestError(f"--root {root}: only releases have a root document; {settings.model} is none")
     if dry_run:
         if json:
             print(settings.model_dump_json(indent=2))
