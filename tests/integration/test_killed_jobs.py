@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import re
@@ -106,11 +107,16 @@ def test_killed_driver_is_resumed(ray: Ray, recipe: Path, store: LocalStore, und
 
 
 def test_stop_and_resume(ray: Ray, recipe: Path, store: LocalStore, undisturbed: UndisturbedRuns) -> None:
+    """A worker is suspended meanwhile, so that the run cannot end before it is stopped."""
     start_and_wait(ray, recipe, store, "s")
+    (suspended,) = ray.processes("ray::RayTrainWorker")[:1]
+    os.kill(suspended, signal.SIGSTOP)
     again = tmctl(ray, store, "submit", "distill", str(recipe), "--resume", "s")
     assert again.returncode == 1
     assert "is still running; stop it first" in again.stderr
     assert tmctl(ray, store, "stop", "s").stdout.strip() == "run s: STOPPED"
+    with contextlib.suppress(ProcessLookupError):
+        os.kill(suspended, signal.SIGCONT)
     assert tmctl_json(ray, store, "submit", "distill", str(recipe), "--resume", "s")["state"] == "SUCCEEDED"
     check_same_losses(losses(store, "s"), undisturbed.losses(2))
     assert "there is nothing to resume" in tmctl(ray, store, "submit", "distill", str(recipe), "--resume", "s").stderr

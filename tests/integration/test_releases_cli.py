@@ -142,4 +142,4 @@ def test_origin_of_a_model(person: Person) -> None:
 
 def test_create_says_where_the_keys_are(person: Person) -> None:
     text = person.says("signing-keys", "create")
-    assert f"private keys in {person.folder / 'keys'}: move root-*.pem to a machine or medium that is offline" in text
+    assert f"private keys in {person.folder / 'keys'}: move root-* to a machine or medium that is offline" in text

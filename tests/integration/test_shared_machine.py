@@ -78,16 +78,18 @@ def test_a_job_and_an_endpoint_both_make_progress(user: LocalUser, bundle: Path,
 
 
 def test_what_a_job_waits_for(user: LocalUser, bundle: Path, recipe: Path) -> None:
-    """The endpoint reserves a CPU here, so that a job of two workers has to wait until it ends."""
+    """The endpoint reserves a CPU here, so that the training of two workers has to wait until it ends.
+
+    The actors that compute the sequences may wait before: for two CPUs, or for a second one.
+    """
     user.serve(bundle, "--set", "num_cpus=1", "--threads", "1")
     command = [str(BIN / "tmctl"), "submit", "distill", str(recipe), "--name", "waits", "--workers", "2"]
     process = subprocess.Popen(command, env=user.environment, stderr=subprocess.PIPE, text=True)
     assert process.stderr is not None
-    lines: list[str] = []
-    while not lines or not lines[-1].startswith("waiting for"):
-        lines.append(process.stderr.readline())
-        assert lines[-1], "".join(lines)
-    assert lines[-1].strip() == "waiting for 2 CPUs: 1 of 2 are free; the endpoint uses 1"
-    assert lines[-1].strip() in user.tmctl("status", "waits").stdout.splitlines()
+    expected, lines = "waiting for 2 CPUs: 1 of 2 are free; the endpoint uses 1", list[str]()
+    while expected not in lines:
+        lines.append(line := process.stderr.readline().rstrip("\n"))
+        assert line, lines
+    wait_for(lambda: expected in user.tmctl("status", "waits").stdout, 60)
     assert user.tmctl("serve", "--stop").returncode == 0
     assert process.wait(120) == 0, process.stderr.read()
