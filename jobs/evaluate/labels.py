@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+import re
 from collections import Counter
 from collections.abc import Sequence
 from pathlib import Path
 
 from jobs.worker.model_refs import SPECIAL_MODELS, parse_label
 from tinymusician.evaluate.results import REAL, RECONSTRUCTED
+
+_DIGEST = re.compile(r"@(?:sha256:)?([0-9a-f]{8})[0-9a-f]*$")
+"""The digest of an artifact, or the commit of a hub model; its first eight digits are shown."""
 
 
 def short_label(model_id: str) -> str:
@@ -17,8 +21,8 @@ def short_label(model_id: str) -> str:
         return label
     if reference in (*SPECIAL_MODELS, REAL, RECONSTRUCTED):
         return reference
-    name, _, digest = reference.partition("@sha256:")
-    return f"{name}@{digest[:8]}" if digest else Path(reference).name
+    short = _DIGEST.sub(lambda match: f"@{match[1]}", reference)
+    return short if "@sha256:" in reference else Path(short).name
 
 
 def labels(model_ids: Sequence[str]) -> dict[str, str]:

@@ -1,8 +1,8 @@
 """The inputs that a recipe names: each gets an address that every node of the cluster can read.
 
-A job's recipe names packaged inputs, hub ids, artifacts, and `file://` paths that every node has. A path of this
-machine is imported into the store as an artifact, unless the job runs on the local Ray; `https://` is imported here,
-and `s3://` by the job itself, unless it is a single file.
+A job's recipe names packaged inputs, hub ids with their commits, artifacts, and `file://` paths that every node has. A
+path of this machine is imported into the store as an artifact, unless the job runs on the local Ray; `https://` is
+imported here, and `s3://` by the job itself, unless it is a single file.
 """
 
 from __future__ import annotations
@@ -30,8 +30,9 @@ from tinymusician.artifacts.manifest import find
 from tinymusician.artifacts.runs import RunStore
 from tinymusician.artifacts.store import Store
 from tinymusician.data.prompts import PACKAGED as PROMPTS
-from tinymusician.errors import NotFoundError, RecipeError
+from tinymusician.errors import ModelError, NotFoundError, RecipeError
 from tinymusician.inputs import scheme_of
+from tinymusician.models import hub
 from tinymusician.models.shape import is_packaged, shape_of
 from tinymusician.quantize.precision import PLANS, packaged_plan
 from tinymusician.recipe import Recipe, parse_recipe
@@ -149,7 +150,7 @@ def _located(store: Store, field: InputField, name: str, on_progress: ProgressCa
         if (path := Path(name).expanduser()).exists():
             return str(path.absolute())
         if field.kind == MODEL and "/" in name and not name.startswith((".", "/", "~")):
-            return name  # a hub id
+            return _with_commit(field, name, on_progress)
         if "/" not in name and "." not in name:
             return find(store, name).reference
     except NotFoundError as error:
@@ -165,6 +166,15 @@ def _located(store: Store, field: InputField, name: str, on_progress: ProgressCa
         f"{field.key} = {name!r}: no such {'file' if field.kind == FILE else 'folder'} on this machine; "
         "file:///PATH names one that every node of the cluster has"
     )
+
+
+def _with_commit(field: InputField, name: str, on_progress: ProgressCallback) -> str:
+    """A hub id with its commit: all workers, and a run that is resumed later, use the same weights."""
+    try:
+        return hub.with_commit(name)
+    except ModelError as error:
+        on_progress(f"{field.key}: is not pinned to a commit, as {error}")
+        return name
 
 
 def _absolute(name: str) -> str:

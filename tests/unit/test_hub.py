@@ -13,11 +13,15 @@ import pytest
 from huggingface_hub import constants
 from huggingface_hub.utils import reset_sessions
 
+from jobs.evaluate.labels import short_label
+from jobs.launch.inputs import locate_inputs
+from tinymusician.artifacts.store import LocalStore
 from tinymusician.errors import ModelError
 from tinymusician.models.checkpoint_files import check_model
-from tinymusician.models.hub import download
+from tinymusician.models.hub import download, with_commit
 from tinymusician.models.musicgen import load_musicgen, load_tokenizer, model_commit
 from tinymusician.models.shape import RELEASED, shape_of
+from tinymusician.recipe import load_recipe
 
 COMMIT, OLDER = "a" * 40, "b" * 40
 
@@ -34,7 +38,7 @@ class Hub(BaseHTTPRequestHandler):
     def do_GET(self) -> None:
         if self.path.startswith("/api/models/me/tiny/revision/"):
             revision = self.path.rpartition("/")[2]
-            commit = {"main": COMMIT, "v1": OLDER, OLDER: OLDER}.get(revision)
+            commit = {"main": COMMIT, "v1": OLDER, COMMIT: COMMIT, OLDER: OLDER}.get(revision)
             names = [{"rfilename": path.name} for path in sorted(self.files.iterdir())]
             if commit is None:
                 self._refuse(404, "RevisionNotFound")
@@ -95,6 +99,32 @@ def test_a_model_and_its_revisions(hub: list[str]) -> None:
     assert load_musicgen("me/tiny@v1").config.decoder.num_codebooks == 4
     assert load_tokenizer("me/tiny")("a reel")["input_ids"]
     assert not [path for path in hub[count:] if "/resolve/" in path], "files are downloaded once"
+
+
+def test_a_submission_pins_the_commit(hub: list[str], tmp_path: Path) -> None:
+    """Of a branch or tag; without a connection, the one in the cache; what nothing can tell stays, with a message."""
+    lines: list[str] = []
+
+    def located(name: str) -> str:
+        recipe = load_recipe("band", (f"evaluate.clap={name}",))
+        return str(locate_inputs(LocalStore(tmp_path / "store"), recipe, "evaluate", lines.append).evaluate.clap)
+
+    assert located("me/tiny") == located(f"me/tiny@{COMMIT}") == f"me/tiny@{COMMIT}"
+    assert located("me/tiny@v1") == f"me/tiny@{OLDER}"
+    assert not [path for path in hub if "/resolve/" in path], "nothing is downloaded"
+    assert short_label(located("me/tiny")) == "tiny@aaaaaaaa"
+    assert located("me/private") == "me/private"
+    assert lines[-1].startswith("evaluate.clap: is not pinned to a commit, as model 'me/private': the hub answers 401")
+
+
+def test_without_a_connection_the_commit_is_that_of_the_cache(hub: list[str], monkeypatch: pytest.MonkeyPatch) -> None:
+    download("me/tiny")
+    monkeypatch.setattr(constants, "HF_HUB_OFFLINE", True)
+    reset_sessions()
+    assert with_commit("me/tiny") == f"me/tiny@{COMMIT}"
+    with pytest.raises(ModelError, match="model 'me/other': "):
+        with_commit("me/other")
+    assert hub
 
 
 @pytest.mark.parametrize(

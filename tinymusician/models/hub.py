@@ -11,6 +11,7 @@ FILES = ("*.json", "*.safetensors", "spiece.model")
 """What is downloaded: configurations, weights, tokenizers. Nothing that needs pickle."""
 
 
+_ANSWER_SECONDS = 10.0
 _DISK_FULL = "No space left on device"
 
 
@@ -40,6 +41,26 @@ def download(name: str) -> Path:
             f"(`hf download {repository} --local-dir FOLDER`), and `tmctl models convert FOLDER NEW` converts it"
         )
     return folder
+
+
+def with_commit(name: str) -> str:
+    """The name of a hub model with the commit at which its branch or tag is now: OWNER/NAME@COMMIT.
+
+    The hub says it; the cache does where the hub cannot be reached.
+
+    Raises:
+        ModelError: neither does; the message says why.
+    """
+    from huggingface_hub import HfApi
+    from huggingface_hub.errors import HFValidationError
+
+    repository, revision = split_revision(name)
+    try:
+        commit = HfApi().model_info(repository, revision=revision or "main", timeout=_ANSWER_SECONDS).sha
+    except (OSError, RuntimeError, HFValidationError) as error:
+        if (commit := cached_commit(name)) is None:
+            raise ModelError(f"model {name!r}: {_advice(error, repository, revision)}") from error
+    return f"{repository}@{commit}" if commit else name
 
 
 def cached_file(name: str, file: str) -> Path | None:
