@@ -39,7 +39,7 @@ class TeacherPool:
         )(TeacherActor)
         self._actors = [
             kind.options(name=_actor_name(run.id, rank)).remote(
-                WorkerContext(run.store.url, run.id, rank, count, resources.device, run.record_sha256)
+                WorkerContext.of_run(run, rank, count, resources.device)
             )
             for rank in range(count)
         ]

@@ -1,6 +1,8 @@
 """Measures the cost of one model in a process of its own, which the evaluation starts; prints one JSON object.
 
-Usage: python -m jobs.evaluate.cost_process '{"store": …, "run": …, "record": …, "device": …, "model": …, "prompts": …}'
+Standard input is a JSON object: what `WorkerContext` needs, which is secret in part, a model and prompts.
+
+Usage: python -m jobs.evaluate.cost_process < request.json
 """
 
 from __future__ import annotations
@@ -16,8 +18,9 @@ from tinymusician.runtime.memory import reset_peak_memory
 
 def main() -> None:
     """Load the model, generate from the prompts, print the cost."""
-    request = json.loads(sys.argv[1])
-    context = WorkerContext(request["store"], request["run"], 0, 1, request["device"], request["record"])
+    request = json.load(sys.stdin)
+    key = bytes.fromhex(request["working_key"]) if request["working_key"] else None
+    context = WorkerContext(request["store"], request["run"], 0, 1, request["device"], request["record"], key)
     models = EvaluatedModels(context)
     baseline = reset_peak_memory()
     cost = measure(models.load(request["model"]), request["prompts"], models.settings, baseline)

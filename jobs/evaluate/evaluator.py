@@ -200,13 +200,15 @@ class Evaluator:
             "run": self.context.run_id,
             "store": self.context.store_url,
             "record": self.context.record_sha256,
+            "working_key": self.context.working_key.hex() if self.context.working_key else None,
             "model": model_id,
             "device": self.context.device,
             "prompts": list(self.prompts(range(min(self.config.cost_runs, self.config.clips)))),
         }
         everything = {**os.environ, "OMP_NUM_THREADS": str(available_cpus())}
         ended = subprocess.run(
-            [sys.executable, "-P", "-m", "jobs.evaluate.cost_process", json.dumps(request)],
+            [sys.executable, "-P", "-m", "jobs.evaluate.cost_process"],
+            input=json.dumps(request),
             cwd=Path(__file__).parents[2],
             env=everything,
             capture_output=True,

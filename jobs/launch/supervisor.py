@@ -29,7 +29,7 @@ from jobs.registry import JobKind, run_job
 from jobs.sign_result import sign_result
 from jobs.worker import mlflow
 from jobs.worker.node_errors import DISK_FULL
-from tinymusician.artifacts.job_keys import local_job_key
+from tinymusician.artifacts.job_keys import derived_working_key
 from tinymusician.artifacts.open import open_store
 from tinymusician.artifacts.run_state import State
 from tinymusician.artifacts.runs import RunStore
@@ -166,7 +166,7 @@ def run_child(kind: JobKind, run_id: str, record_sha256: str) -> int:
     run = RunStore(open_store(), run_id, record_sha256=record_sha256)
     run.clear_errors()
     try:
-        local_job_key()  # before hours of work that could not be signed
+        run = run.authenticated(derived_working_key())  # fails before hours of work that could not be signed
         if run.record().kind != kind:
             raise UntrustedError(f"run {run_id!r}: is a {run.record().kind} run, and was started as {kind}")
         run = import_remote_inputs(run, partial(print, flush=True))

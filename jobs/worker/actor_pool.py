@@ -68,8 +68,7 @@ class ActorPool:
         self.device, self._max_losses = resources.device, training.max_restarts
         kind = ray.remote(num_cpus=resources.cpus, num_gpus=resources.gpus, max_restarts=-1)(PoolActor)
         self._actors = [
-            kind.remote(factory, WorkerContext(run.store.url, run.id, rank, count, resources.device, run.record_sha256))
-            for rank in range(count)
+            kind.remote(factory, WorkerContext.of_run(run, rank, count, resources.device)) for rank in range(count)
         ]
         self._idle: deque[ActorHandle] = deque()
         self._start_failures = 0

@@ -6,6 +6,7 @@ import contextlib
 import os
 import tempfile
 from collections.abc import Callable
+from dataclasses import replace
 from typing import TYPE_CHECKING, NamedTuple
 
 from jobs.worker.actor_pool import run_once, spare_cpus
@@ -84,13 +85,7 @@ def _fit(work: Work, run: RunStore, workers: tuple[int, int], resources: WorkerR
     with tempfile.TemporaryDirectory() as folder:
         trainer = TorchTrainer(
             _worker_entry_point,
-            train_loop_config={
-                "work": work,
-                "store_url": run.store.url,
-                "run_id": run.id,
-                "device": resources.device,
-                "record_sha256": run.record_sha256,
-            },
+            train_loop_config={"work": work, "context": WorkerContext.of_run(run, 0, 1, resources.device)},
             torch_config=TorchConfig(
                 backend="nccl" if resources.gpus else "gloo", timeout_s=_COLLECTIVE_TIMEOUT_SECONDS
             ),
@@ -162,19 +157,11 @@ def _worker_entry_point(config: JsonObject) -> None:
     """Ray Train calls this in every worker process."""
     import ray.train
 
-    device = config["device"]
-    if device == "cpu":
+    context: WorkerContext = config["context"]
+    if context.device == "cpu":
         os.environ["DS_ACCELERATOR"] = "cpu"
     train = ray.train.get_context()
-    context = WorkerContext(
-        config["store_url"],
-        config["run_id"],
-        train.get_world_rank(),
-        train.get_world_size(),
-        device,
-        config["record_sha256"],
-    )
-    _run_work(config["work"], context)
+    _run_work(config["work"], replace(context, rank=train.get_world_rank(), world=train.get_world_size()))
 
 
 def _run_work(work: Work, context: WorkerContext) -> None:

@@ -7,6 +7,7 @@ import json
 import os
 import re
 import signal
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -106,8 +107,20 @@ def test_killed_driver_is_resumed(ray: Ray, recipe: Path, store: LocalStore, und
     check_same_losses(losses(store, "d"), undisturbed.losses(2))
 
 
+@contextlib.contextmanager
+def another_value(store: LocalStore, key: str) -> Iterator[None]:
+    """Changes the metrics in a JSON object of the store, for a while."""
+    honest = store.get(key)
+    store.put(key, json.dumps({**json.loads(honest), "metrics": {"kl": 0.0}}).encode())
+    yield
+    store.put(key, honest)
+
+
 def test_stop_and_resume(ray: Ray, recipe: Path, store: LocalStore, undisturbed: UndisturbedRuns) -> None:
-    """A worker is suspended meanwhile, so that the run cannot end before it is stopped."""
+    """A worker is suspended meanwhile, so that the run cannot end before it is stopped.
+
+    Between the two, an attacker changes the checkpoint: nothing is learnt from it.
+    """
     start_and_wait(ray, recipe, store, "s")
     (suspended,) = ray.processes("ray::RayTrainWorker")[:1]
     os.kill(suspended, signal.SIGSTOP)
@@ -117,6 +130,10 @@ def test_stop_and_resume(ray: Ray, recipe: Path, store: LocalStore, undisturbed:
     assert tmctl(ray, store, "stop", "s").stdout.strip() == "run s: STOPPED"
     with contextlib.suppress(ProcessLookupError):
         os.kill(suspended, signal.SIGCONT)
+    with another_value(store, max(RunStore(store, "s").checkpoint_keys())):
+        resume = ("submit", "distill", str(recipe), "--resume", "s", "--set", "training.max_restarts=0")
+        assert tmctl(ray, store, *resume).returncode == 1
+        assert "was not written by a job with this job key" in RunStore(store, "s").status().message
     assert tmctl_json(ray, store, "submit", "distill", str(recipe), "--resume", "s")["state"] == "SUCCEEDED"
     check_same_losses(losses(store, "s"), undisturbed.losses(2))
     assert "there is nothing to resume" in tmctl(ray, store, "submit", "distill", str(recipe), "--resume", "s").stderr

@@ -1,7 +1,7 @@
 """Job keys: with them drivers sign what their jobs made, so that nobody who signs releases must trust the store.
 
 The folder has `job-ID.pem`, the private key of the drivers that can read it, and `job-ID.pub`, the public key of every
-driver that is trusted here. Workers, which run users' code, need neither.
+driver that is trusted here. Workers, which run users' code, need neither; they have a key that is derived from it.
 """
 
 from __future__ import annotations
@@ -9,7 +9,9 @@ from __future__ import annotations
 import os
 from pathlib import Path
 
+from cryptography.hazmat.primitives import hashes
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
+from cryptography.hazmat.primitives.kdf.hkdf import HKDF
 
 from tinymusician.artifacts.atomic import atomic_write, lock_file, open_lock
 from tinymusician.artifacts.keys import PrivateKey, key_id, load_key, public_hex, write_key
@@ -18,6 +20,7 @@ from tinymusician.user_folders import user_folder
 
 JOB_KEYS_VARIABLE = "TMCTL_JOB_KEYS"
 _PUBLIC_DIGITS = 64
+_WORKING_FILES = b"tinymusician working files"
 
 
 def job_keys_folder() -> Path:
@@ -40,6 +43,20 @@ def local_job_key() -> PrivateKey:
         advice = f"{JOB_KEYS_VARIABLE} names a folder that holds one or can be written"
         raise KeyFileError(f"{folder}: a job key cannot be created ({error.strerror}); {advice}") from None
     return load_key("job", folder, trusted_job_keys())
+
+
+def derived_working_key() -> bytes:
+    """The key of this machine's drivers and their workers for working files, by HKDF-SHA256 (RFC 5869) of the job key.
+
+    Workers have it, and learn nothing about the job key from it.
+
+    Raises:
+        KeyFileError: there is no job key in a file, and none can be created.
+    """
+    key = local_job_key()
+    if not isinstance(key, Ed25519PrivateKey):
+        raise KeyFileError(f"{job_keys_folder()}: a job key is an Ed25519 key in a file")
+    return HKDF(hashes.SHA256(), 32, salt=None, info=_WORKING_FILES).derive(key.private_bytes_raw())
 
 
 def trusted_job_keys() -> dict[str, str]:

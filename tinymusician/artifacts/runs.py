@@ -37,6 +37,7 @@ from typing import Literal, TypeVar
 from pydantic import TypeAdapter
 
 from tinymusician.artifacts.append_log import AppendLog, AppendLogReader
+from tinymusician.artifacts.authenticated_store import AuthenticatedStore
 from tinymusician.artifacts.run_signals import RunSignals
 from tinymusician.artifacts.run_state import (
     TRANSITIONS,
@@ -86,6 +87,12 @@ class RunStore(RunSignals):
         """Set the record; returns the run, with that record only."""
         self._write("record.json", record)
         return RunStore(self.store, self.id, self._clock, record.sha256)
+
+    def authenticated(self, key: bytes | None) -> RunStore:
+        """The run in a store whose working notes have a MAC of this key; without a key, the run itself."""
+        if key is None:
+            return self
+        return RunStore(AuthenticatedStore(self.store, key), self.id, self._clock, self.record_sha256)
 
     # States
 
@@ -317,11 +324,11 @@ class RunStore(RunSignals):
     def skipped_steps(self, stage: str) -> frozenset[int]:
         """The training steps of a stage that update nothing."""
         text = self._text(f"skipped-steps-{stage}.json")
-        return frozenset(json.loads(text) if text is not None else ())
+        return frozenset(json.loads(text)["steps"] if text is not None else ())
 
     def write_skipped_steps(self, stage: str, steps: Collection[int]) -> None:
         """Set the training steps of a stage that update nothing."""
-        self.store.put(self.key(f"skipped-steps-{stage}.json"), json.dumps(sorted(steps)).encode())
+        self.store.put(self.key(f"skipped-steps-{stage}.json"), json.dumps({"steps": sorted(steps)}).encode())
 
     # Log
 

@@ -21,6 +21,7 @@ import numpy as np
 from safetensors import SafetensorError, safe_open
 from safetensors.numpy import save_file
 
+from tinymusician.artifacts.authenticated_store import AuthenticatedStore
 from tinymusician.artifacts.blobs import blob_key, check_digest, get_blob, put_blob
 from tinymusician.artifacts.local_cache import user_cache
 from tinymusician.artifacts.store import Store
@@ -39,7 +40,10 @@ def fingerprint(facts: Mapping[str, object]) -> str:
 
 
 class ShardCache:
-    """Shards of one kind under `shards/KIND/FINGERPRINT` of a store: `count` by number, or one for each of `names`."""
+    """Shards of one kind under `shards/KIND/FINGERPRINT` of a store: `count` by number, or one for each of `names`.
+
+    In an authenticated store those of each key are apart: nobody can use what jobs of another key have written.
+    """
 
     def __init__(
         self, store: Store, kind: str, facts: Mapping[str, object], count: int = 0, names: Sequence[str] = ()
@@ -47,7 +51,8 @@ class ShardCache:
         self.store, self.count = store, len(names) or count
         self.names = names
         self.fingerprint = fingerprint(facts)
-        self._prefix = f"shards/{kind}/{self.fingerprint}"
+        writer = f"-{store.key_id}" if isinstance(store, AuthenticatedStore) else ""
+        self._prefix = f"shards/{kind}/{self.fingerprint}{writer}"
         self._paths: dict[int, Path] = {}
 
     def missing(self) -> list[int]:
@@ -58,8 +63,8 @@ class ShardCache:
     def contains(self, index: int) -> bool:
         """Whether the store has one shard."""
         try:
-            self.store.get(self._key(index))
-        except NotFoundError:
+            self._entry(index)
+        except (NotFoundError, DigestMismatchError):
             return False
         return True
 
@@ -101,7 +106,7 @@ class ShardCache:
             return self._fetched(index, cache)
         except (DigestMismatchError, NotFoundError) as error:
             logging.getLogger(__name__).warning("%s; shard %s is computed again", error, self._key(index))
-            with contextlib.suppress(NotFoundError):
+            with contextlib.suppress(NotFoundError, DigestMismatchError):
                 self.store.delete(blob_key(self._digest(index)))
             self.write(index, make(index))
             return self._fetched(index, cache)
@@ -120,6 +125,9 @@ class ShardCache:
         try:
             digest = self._digest(index)
         except NotFoundError:
+            return
+        except DigestMismatchError:  # nobody knows whose blob a false entry names
+            self.store.delete(self._key(index))
             return
         self.store.delete(self._key(index))
         self.store.delete(blob_key(digest))

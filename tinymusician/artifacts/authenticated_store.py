@@ -1,0 +1,95 @@
+"""A store whose working notes are authenticated: who can write to it cannot change what a job learns from.
+
+Working notes are the JSON objects that make a run's working files valid: entries of checkpoints and shards, what was
+measured, and the steps that a training skips. They name larger files by digest. Each note has a `mac`, HMAC-SHA256
+(RFC 2104) of the note's key and content with a key that is derived from the job key. Drivers give it to their workers
+through Ray; it is never in the store. An older note can be put back in its own place, which makes a job repeat work; a
+note in another place, or one of another key, is refused.
+"""
+
+from __future__ import annotations
+
+import hmac
+import json
+import re
+from collections.abc import Iterator
+from hashlib import sha256
+from pathlib import Path
+
+from tinymusician.artifacts.store import DAY, Store, StoreEntry
+from tinymusician.errors import DigestMismatchError
+from tinymusician.json_types import JsonObject
+
+_NOTE = re.compile(r"(shards/.+|runs/[^/]+/(checkpoints/.+|measurements/.+|skipped-steps-[^/]+))\.json")
+
+
+class AuthenticatedStore:
+    """Another store, with a MAC in every working note; everything else is as in the other store."""
+
+    def __init__(self, store: Store, key: bytes) -> None:
+        self._store, self.key = store, key
+
+    @property
+    def url(self) -> str:
+        return self._store.url
+
+    @property
+    def key_id(self) -> str:
+        """Eight hexadecimal digits that tell keys apart, and nothing about them."""
+        return self._mac("key id", {})[:8]
+
+    def put(self, key: str, data: bytes | memoryview) -> None:
+        if _NOTE.fullmatch(key):
+            note: JsonObject = json.loads(bytes(data))
+            data = json.dumps({**note, "mac": self._mac(key, note)}, indent=2).encode()
+        self._store.put(key, data)
+
+    def get(self, key: str) -> bytes:
+        """The value of `key`; a working note without its `mac`.
+
+        Raises:
+            DigestMismatchError: a working note was not written with this key, or not in this place.
+        """
+        data = self._store.get(key)
+        return self._verified(key, data) if _NOTE.fullmatch(key) else data
+
+    def _verified(self, key: str, data: bytes) -> bytes:
+        try:
+            note: JsonObject = json.loads(data)
+            mac = note.pop("mac")
+            is_valid = hmac.compare_digest(str(mac).encode(), self._mac(key, note).encode())
+        except (ValueError, KeyError, AttributeError, TypeError):
+            is_valid = False
+        if not is_valid:
+            raise DigestMismatchError(
+                f"{key} in {self.url}: was not written by a job with this job key, or was changed; delete it, or "
+                "continue where that job key is (`tmctl signing-keys job` shows it)"
+            )
+        return json.dumps(note).encode()
+
+    def _mac(self, key: str, note: JsonObject) -> str:
+        content = json.dumps(note, sort_keys=True, separators=(",", ":"))
+        return hmac.new(self.key, f"{key}\n{content}".encode(), sha256).hexdigest()
+
+    def upload(self, path: Path, key: str) -> None:
+        self._store.upload(path, key)
+
+    def download(self, key: str, path: Path) -> None:
+        self._store.download(key, path)
+
+    def exists(self, key: str) -> bool:
+        return self._store.exists(key)
+
+    def list(self, prefix: str) -> Iterator[StoreEntry]:
+        return self._store.list(prefix)
+
+    def delete(self, key: str) -> None:
+        self._store.delete(key)
+
+    def sweep(self, age: float = DAY) -> None:
+        self._store.sweep(age)
+
+
+def working_key(store: Store) -> bytes | None:
+    """The key of an authenticated store; None for any other."""
+    return store.key if isinstance(store, AuthenticatedStore) else None
