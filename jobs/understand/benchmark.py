@@ -12,7 +12,8 @@ from jobs.understand.data import UnderstandData
 from jobs.understand.stages import ANSWERS, TEXT_ONLY, trained_encoder, trained_model
 from jobs.worker.context import WorkerContext
 from tinymusician.house_band.mucho_questions import mucho_questions
-from tinymusician.house_band.skill_questions import PHRASINGS, attribute_questions
+from tinymusician.house_band.question_texts import PHRASINGS
+from tinymusician.house_band.skill_questions import attribute_questions
 from tinymusician.house_band.skills import SKILLS
 from tinymusician.understand.answering import Answerer, FinerAnswerer, TorchAnswerer
 from tinymusician.understand.benchmark import (
@@ -74,7 +75,7 @@ class _Benchmark:
     def score(self, name: str, questions: list[Question]) -> BenchmarkResult:
         """The model's score on some questions, and those of all controls."""
         clips = [question.clip for question in questions]
-        held_out = frozenset(phrasing.held_out for phrasing in PHRASINGS.values())
+        held_out = frozenset(text for phrasing in PHRASINGS.values() for text in phrasing.held_out)
         features = _of(self._features, clips)
         with tempfile.TemporaryDirectory() as folder:
             digest = write_questions(Path(folder) / f"{name}.jsonl", questions)

@@ -242,7 +242,9 @@ class UnderstandData:
         config, clips = self.config.questions, self.split(name).clips
         if name != "train":
             return hard_questions(clips, config.benchmark_groups, self.seed, has_new_phrasings=name == "test")
-        counts = QuestionCounts(config.choice_groups, config.yes_no_pairs, config.open_questions, config.captions)
+        counts = QuestionCounts(
+            config.choice_groups, config.yes_no_pairs, config.open_questions, config.captions, config.unanswerable
+        )
         return training_questions(clips, counts, self.seed)
 
     @cached_property

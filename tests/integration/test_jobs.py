@@ -15,7 +15,7 @@ from tests.ray_cluster import BIN, Ray, settings, tmctl, tmctl_json
 from tests.unit.test_runs import record
 from tinymusician.artifacts.runs import RunStore
 from tinymusician.artifacts.store import LocalStore, Store
-from tinymusician.house_band.skill_questions import PHRASINGS
+from tinymusician.house_band.question_texts import PHRASINGS
 from tinymusician.models.audio_lm import LanguageModelShape
 from tinymusician.models.shape import WEIGHTS
 from tinymusician.recipe import load_recipe

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import random
 from collections import Counter
 from itertools import groupby
 from pathlib import Path
@@ -11,9 +12,9 @@ import pytest
 from tinymusician.errors import DataError
 from tinymusician.house_band.attributes import INSTRUMENTS, ClipAttributes
 from tinymusician.house_band.corpus import Clip
+from tinymusician.house_band.question_texts import CAPTIONS, PHRASINGS, UNANSWERABLE, UNANSWERABLE_HELD_OUT, varied
 from tinymusician.house_band.skill_labels import attribute_labels, onset_labels, step_labels
 from tinymusician.house_band.skill_questions import (
-    PHRASINGS,
     QuestionCounts,
     caption_of,
     hard_questions,
@@ -133,11 +134,42 @@ def test_a_share_of_training_offers_values_of_one_other_attribute_that_are_never
 
 
 def test_new_phrasings_are_in_the_test_only() -> None:
-    new = {phrasing.held_out for phrasing in PHRASINGS.values()}
-    training = training_questions(corpus(), QuestionCounts(20, 20, 20, 20), seed=0)
+    new = {text for phrasing in PHRASINGS.values() for text in phrasing.held_out}
+    training = training_questions(corpus(), QuestionCounts(200, 20, 200, 20), seed=0)
     validation = hard_questions(corpus(), 6, seed=0, has_new_phrasings=False)
-    assert not new & {question.text for question in (*training, *validation)}
-    assert new & {question.text for question in hard_questions(corpus(), 6, seed=0)}
+    assert not {plain(text) for text in new} & {plain(question.text) for question in (*training, *validation)}
+    offered = {question.text for question in hard_questions(corpus(), 30, seed=0)} & new
+    attributes = {question.attribute for question in hard_questions(corpus(), 6, seed=0)}
+    assert offered == {text for name in attributes for text in PHRASINGS[name].held_out}
+    assert not {plain(text) for text in UNANSWERABLE_HELD_OUT} & {plain(text) for text in UNANSWERABLE}
+
+
+def plain(text: str) -> str:
+    """A text without what `varied` varies."""
+    return text.lower().rstrip("?.")
+
+
+def test_texts_vary_in_how_they_are_written() -> None:
+    rng = random.Random(0)
+    texts = Counter(varied("Which key is it?", rng) for _ in range(1000))
+    assert texts["Which key is it?"] > 400
+    assert {"which key is it?", "which key is it", "Which key is it", "Please: which key is it?"} <= set(texts)
+
+
+def test_no_text_belongs_to_two_attributes() -> None:
+    """A question has one meaning, also after it has lost its mark and its capitals."""
+    texts = [plain(text) for phrasing in PHRASINGS.values() for text in {*phrasing.texts, *phrasing.held_out}]
+    assert len(texts) == len(set(texts))
+    for phrasing in PHRASINGS.values():
+        assert not {*map(plain, UNANSWERABLE), *map(plain, CAPTIONS)} & {plain(text) for text in phrasing.texts}
+
+
+def test_what_no_clip_answers() -> None:
+    questions = training_questions(corpus(), QuestionCounts(1, 1, 1, 0, 40), seed=0)
+    unanswerable = [question for question in questions if question.attribute == "unanswerable"]
+    assert len(unanswerable) == 40
+    assert {question.target for question in unanswerable} == {"cannot tell"}
+    assert len({question.text for question in unanswerable}) > 20
 
 
 def test_options_are_right_as_often_as_they_are_offered() -> None:

@@ -14,7 +14,8 @@ import random
 from collections.abc import Sequence
 
 from tinymusician.house_band.corpus import Clip
-from tinymusician.house_band.skill_questions import PHRASINGS, VERSION, ClipPools, clip_values, other_skills
+from tinymusician.house_band.question_texts import PHRASINGS
+from tinymusician.house_band.skill_questions import VERSION, ClipPools, clip_values, other_skills
 from tinymusician.house_band.skills import SKILLS, Skill
 from tinymusician.house_band.tunes import plain_title
 from tinymusician.understand.questions import Question

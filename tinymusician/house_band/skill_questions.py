@@ -13,13 +13,14 @@ from dataclasses import dataclass
 
 from tinymusician.house_band.attributes import INSTRUMENTS
 from tinymusician.house_band.corpus import Clip
+from tinymusician.house_band.question_texts import CAPTIONS, PHRASINGS, UNANSWERABLE, varied
 from tinymusician.house_band.skills import SKILLS, Skill
 from tinymusician.house_band.tunes import plain_title
 from tinymusician.runtime.audio_lm_bundle import AttributeQuestion
-from tinymusician.runtime.prompts import MAX_LETTERS
-from tinymusician.understand.questions import Question
+from tinymusician.runtime.prompts import CANNOT_TELL, MAX_LETTERS
+from tinymusician.understand.questions import Format, Question
 
-VERSION = 4
+VERSION = 5
 OPTIONS = 4
 TRAINING_OPTIONS = (2, MAX_LETTERS)
 """The numbers of options in training, smallest and largest: every letter is learnt."""
@@ -32,78 +33,6 @@ FEWEST_CLIPS = 8
 """A value that fewer clips of a split have is no option: its questions would be about the same few clips."""
 
 
-@dataclass(frozen=True)
-class Phrasing:
-    """How an attribute is asked for: in training, in the test only, and as yes or no (`{}` is the value)."""
-
-    texts: tuple[str, ...]
-    held_out: str
-    yes_no: tuple[str, ...]
-
-
-PHRASINGS: Mapping[str, Phrasing] = {
-    "instrument": Phrasing(
-        ("Which instrument plays?", "What instrument is heard?", "Which instrument is this?"),
-        "On which instrument is this played?",
-        ("Is the instrument a {}?", "Does a {} play?"),
-    ),
-    "family": Phrasing(
-        ("To which family does the instrument belong?", "Which family of instruments is heard?"),
-        "Which kind of instrument plays?",
-        ("Does the instrument belong to the {}?", "Is the family of the instrument {}?"),
-    ),
-    "tempo": Phrasing(
-        ("How fast is the music?", "What is the tempo?", "Which tempo does it have?"),
-        "At which speed is it played?",
-        ("Is the tempo {}?", "Is the music {}?"),
-    ),
-    "key": Phrasing(
-        ("In which key is the music?", "What is the key?", "Which key is this?"),
-        "Which key does the melody have?",
-        ("Is the key {}?", "Is the music in {}?"),
-    ),
-    "mode": Phrasing(
-        ("Is the music major or minor?", "Which mode does it have?", "What is the mode?"),
-        "Is it in a major or in a minor key?",
-        ("Is the mode {}?", "Is the music in a {} key?"),
-    ),
-    "meter": Phrasing(
-        ("Which meter does the music have?", "What is the meter?"),
-        "Which kind of meter is heard?",
-        ("Is the meter {}?", "Does the music have a {} meter?"),
-    ),
-    "note_count": Phrasing(
-        ("How many notes are played?", "How many notes does the melody have?"),
-        "How many notes are heard?",
-        ("Are {} notes played?", "Is the number of notes {}?"),
-    ),
-    "pitch_range": Phrasing(
-        ("How wide is the range of the melody?", "What is the range between the lowest and the highest note?"),
-        "How large is the range of the notes?",
-        ("Is the range of the melody {}?", "Is the range {}?"),
-    ),
-    "contour": Phrasing(
-        ("How does the melody move?", "What is the contour of the melody?"),
-        "Which way does the melody go?",
-        ("Is it true that the melody {}?", "Is the contour such that it {}?"),
-    ),
-    "motion": Phrasing(
-        ("Does the melody move by steps or by leaps?", "What prevails in the melody, steps or leaps?"),
-        "Are there more steps or more leaps?",
-        ("Does the melody move by {}?", "Are most intervals {}?"),
-    ),
-    "busier_half": Phrasing(
-        ("Which half has more notes?", "In which half are there more notes?"),
-        "Which half is busier?",
-        ("Does the {} have more notes?", "Are there more notes in the {}?"),
-    ),
-    "highest_note": Phrasing(
-        ("What is the highest note?", "Which note is the highest?"),
-        "What is the name of the highest note?",
-        ("Is the highest note {}?", "Is {} the highest note?"),
-    ),
-}
-CAPTIONS = Phrasing(("Describe the music.", "What do you hear?"), "Give a description of the music.", ())
 _SYNONYMS: Mapping[str, tuple[str, ...]] = {
     "fiddle": ("violin",),
     "church organ": ("organ", "pipe organ"),
@@ -130,12 +59,16 @@ _FEWEST_VALUES = 2
 
 @dataclass(frozen=True)
 class QuestionCounts:
-    """How many groups of a split to write per attribute: of multiple choice, pairs of yes and no, open questions."""
+    """How many questions to write: per attribute groups of multiple choice, pairs of yes and no, and open ones.
+
+    `captions` and `unanswerable` are numbers in all.
+    """
 
     choice_groups: int
     yes_no_pairs: int
     open_questions: int
     captions: int
+    unanswerable: int = 0
 
 
 class ClipPools:
@@ -180,11 +113,13 @@ def training_questions(clips: Sequence[Clip], counts: QuestionCounts, seed: int)
         for _ in range(counts.choice_groups):
             others = _mixed_options(skill, rng) if rng.random() < MIXED_SHARE else ()
             size = rng.randint(TRAINING_OPTIONS[0], min(TRAINING_OPTIONS[1] - len(others), len(pools.values)))
-            questions += _choice_group(skill, pools, clips, rng.choice(texts), rng, _SYNONYM_SHARE, size, others)
+            text = varied(rng.choice(texts), rng)
+            questions += _choice_group(skill, pools, clips, text, rng, _SYNONYM_SHARE, size, others)
         for _ in range(counts.yes_no_pairs):
             questions += _yes_no_pair(skill, pools, clips, rng, _SYNONYM_SHARE)
         questions += _open_questions(skill, pools, clips, texts, counts.open_questions, rng)
-    questions += _captions(clips, CAPTIONS.texts, counts.captions, rng)
+    questions += _captions(clips, counts.captions, rng)
+    questions += _unanswerable(clips, counts.unanswerable, rng)
     rng.shuffle(questions)
     return questions
 
@@ -202,7 +137,8 @@ def hard_questions(clips: Sequence[Clip], groups: int, seed: int, has_new_phrasi
         size = min(OPTIONS, len(pools.values))
         for number in range(groups * OPTIONS // size if size >= _FEWEST_VALUES else 0):
             is_new = has_new_phrasings and number % 3 == 2
-            text = phrasing.held_out if is_new else rng.choice(phrasing.texts)
+            new = phrasing.held_out[number // 3 % len(phrasing.held_out)]
+            text = new if is_new else rng.choice(phrasing.texts)
             questions += _choice_group(skill, pools, clips, text, rng, 0.0, size)
     return _numbered(questions)
 
@@ -212,7 +148,7 @@ def attribute_questions() -> tuple[AttributeQuestion, ...]:
     return tuple(
         AttributeQuestion(
             attribute=name,
-            text=PHRASINGS[name].texts[0],
+            text=PHRASINGS[name].sentences[0],
             options=skill.answers,
             per_window=name in _PER_WINDOW,
             in_prompts=name in _PROMPT_NAMES,
@@ -279,7 +215,7 @@ def _yes_no_pair(
     skill: Skill, pools: ClipPools, clips: Sequence[Clip], rng: random.Random, synonyms: float
 ) -> Iterator[Question]:
     value, other = pools.least_used(2)
-    text = rng.choice(PHRASINGS[skill.name].yes_no).format(_said(value, rng, synonyms))
+    text = varied(rng.choice(PHRASINGS[skill.name].yes_no).format(_said(value, rng, synonyms)), rng)
     for answer, true_value in (("yes", value), ("no", other)):
         clip = pools.take(true_value)
         tune = plain_title(clips[clip].facts.title)
@@ -301,21 +237,26 @@ def _open_questions(
         (value,) = pools.least_used(1)
         clip = pools.take(value)
         tune = plain_title(clips[clip].facts.title)
-        text = rng.choice(texts)
+        text = varied(rng.choice(texts), rng)
         yield Question(format="open", attribute=skill.name, clip=clip, tune=tune, text=text, answer=value, value=value)
 
 
-def _captions(clips: Sequence[Clip], texts: Sequence[str], count: int, rng: random.Random) -> Iterator[Question]:
+def _captions(clips: Sequence[Clip], count: int, rng: random.Random) -> Iterator[Question]:
     for _ in range(count):
         clip = rng.randrange(len(clips))
-        yield Question(
-            format="caption",
-            attribute="caption",
-            clip=clip,
-            tune=plain_title(clips[clip].facts.title),
-            text=rng.choice(texts),
-            answer=caption_of(clips[clip]),
-        )
+        yield _about_clip("caption", "caption", clips, clip, varied(rng.choice(CAPTIONS), rng), caption_of(clips[clip]))
+
+
+def _unanswerable(clips: Sequence[Clip], count: int, rng: random.Random) -> Iterator[Question]:
+    """Questions that no clip answers: what the model does not know, it does not invent."""
+    for _ in range(count):
+        clip, text = rng.randrange(len(clips)), varied(rng.choice(UNANSWERABLE), rng)
+        yield _about_clip("open", "unanswerable", clips, clip, text, CANNOT_TELL)
+
+
+def _about_clip(form: Format, attribute: str, clips: Sequence[Clip], clip: int, text: str, answer: str) -> Question:
+    tune = plain_title(clips[clip].facts.title)
+    return Question(format=form, attribute=attribute, clip=clip, tune=tune, text=text, answer=answer)
 
 
 def _said(value: str, rng: random.Random, synonyms: float) -> str:

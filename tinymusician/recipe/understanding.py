@@ -91,6 +91,7 @@ class QuestionsConfig(ConfigModel):
     yes_no_pairs: Count = Field(800, description="pairs of one question, of which one answer is yes and one is no")
     open_questions: Count = Field(1200, description="questions without options")
     captions: Count = Field(3000, description="descriptions, in all")
+    unanswerable: int = Field(3000, ge=0, description="questions that no clip answers, in all")
     codec: str | None = Field(
         None, description="a MusicGen whose codec some clips pass through, so that generated music is understood"
     )
