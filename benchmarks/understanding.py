@@ -3,8 +3,10 @@
     python -m benchmarks.understanding --bundle DIR [--soundfont FILE.sf2 …] [--recordings DIR]
 
 The hard questions about test tunes, rendered as in training, through the band's codec, and with soundfonts that no
-training saw (Debian has `fluid-soundfont-gm` and `musescore-general-soundfont`). Recordings have no known answers:
-what the bundle says about each is printed. Seconds and memory are those of `tmctl ask` in a process of its own.
+training saw (Debian has `fluid-soundfont-gm` and `musescore-general-soundfont`). Then the same questions without
+options, in sentences that training never used, whose answers are written out; and questions that no clip answers.
+Recordings have no known answers: what the bundle says about each is printed.
+Seconds and memory are those of `tmctl ask` in a process of its own.
 """
 
 from __future__ import annotations
@@ -15,6 +17,7 @@ import subprocess
 import sys
 import tempfile
 import time
+from itertools import cycle
 from pathlib import Path
 
 import numpy as np
@@ -22,18 +25,23 @@ import torch
 
 from benchmarks.report import report
 from tinymusician.house_band.corpus import CLIP_FRAMES, SEED, RenderedSplit, load_split
+from tinymusician.house_band.question_texts import PHRASINGS, UNANSWERABLE_HELD_OUT
 from tinymusician.house_band.skill_questions import hard_questions
+from tinymusician.house_band.skills import SKILLS
 from tinymusician.house_band.synth import EVERY_KEY, SoundfontSynth
 from tinymusician.house_band.tunes import TUNES, load_tunes
 from tinymusician.models.musicgen import load_musicgen
 from tinymusician.runtime.answers import Floats
 from tinymusician.runtime.audio_reader import SUFFIXES, read_clip
+from tinymusician.runtime.prompts import CANNOT_TELL, prompt_of
 from tinymusician.runtime.question_answerer import QuestionAnswerer
 from tinymusician.understand.answering import FinerAnswerer
 from tinymusician.understand.benchmark import SystemScore, score_probabilities
 from tinymusician.understand.bundle_answerer import BundleAnswerer
 from tinymusician.understand.questions import Question
 from tinymusician.user_folders import user_folder
+
+_UNANSWERABLE_CLIPS = 20
 
 
 def main() -> None:
@@ -62,6 +70,7 @@ def main() -> None:
         figures |= {f"{name}/overall/high": score.overall.interval.high or 0.0}
         figures[f"{name}/cannot tell"] = score.cannot_tell or 0.0
         print(name, {part: round(each.interval.value, 3) for part, each in parts.items()}, flush=True)
+    figures |= written(player, questions, rows, waves["as in training"])
     answers = answers_about(options.recordings, QuestionAnswerer(options.bundle)) if options.recordings else {}
     figures |= cost(options.bundle, waves["as in training"][0])
     settings = {"bundle": str(options.bundle.name), "questions": len(questions), "clips": len(rows), "answers": answers}
@@ -76,6 +85,30 @@ def scored(
     features = embeddings[[row_of[question.clip] for question in questions]]
     answerer = FinerAnswerer(player, player.attributes)
     return score_probabilities(name, questions, answerer.probabilities(features, questions))
+
+
+def written(player: BundleAnswerer, questions: list[Question], rows: list[int], waves_BN: Floats) -> dict[str, float]:
+    """The share of right answers without options, by attribute, and of what no clip answers that is so answered.
+
+    Equal answers are right, and so are finer ones: `A minor` of the mode.
+    """
+    embeddings, row_of = player.embed(waves_BN), {clip: index for index, clip in enumerate(rows)}
+    features = embeddings[[row_of[question.clip] for question in questions]]
+    new = {name: cycle(phrasing.held_out) for name, phrasing in PHRASINGS.items()}
+    texts = player.generate(features, [prompt_of(next(new[question.attribute]), ()) for question in questions])
+    right: dict[str, list[bool]] = {}
+    for question, text in zip(questions, texts, strict=True):
+        finer = SKILLS[question.attribute].finer
+        answers = (question.answer, *(finer.values[question.answer] if finer else ()))
+        right.setdefault(question.attribute, []).append(text in answers)
+    unanswerable = [text for text in UNANSWERABLE_HELD_OUT for _ in range(_UNANSWERABLE_CLIPS)]
+    clips = embeddings[np.arange(len(unanswerable)) % len(embeddings)]
+    refused = [text == CANNOT_TELL for text in player.generate(clips, [prompt_of(text, ()) for text in unanswerable])]
+    figures = {f"written/{name}": float(np.mean(each)) for name, each in right.items()}
+    figures["written/overall"] = float(np.mean([one for each in right.values() for one in each]))
+    figures["written/no clip answers"] = float(np.mean(refused))
+    print("written", {name: round(value, 3) for name, value in figures.items()}, flush=True)
+    return figures
 
 
 def through_codec(waves_BN: Floats) -> Floats:

@@ -13,8 +13,10 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from jobs.worker.context import Work, WorkerContext
+from jobs.worker.ended_training import best_checkpoint, history_of
 from jobs.worker.ray_train import run_training_driver
 from jobs.worker.stage import TrainingStage, train
+from tinymusician.artifacts.authenticated_store import run_facts
 from tinymusician.artifacts.manifest import publish
 from tinymusician.artifacts.run_state import RunResult
 from tinymusician.artifacts.runs import RunStore
@@ -139,7 +141,7 @@ _CLIPS_PER_SHARD = 500
 def _token_shards(context: WorkerContext, split: str, clips: int) -> ShardCache:
     from tinymusician.data.shards import ShardCache
 
-    facts = {"run": context.run_id, "split": split, "clips": clips}
+    facts = {**run_facts(context.run.store, context.run_id), "split": split, "clips": clips}
     return ShardCache(context.run.store, "tokens", facts, -(-clips // _CLIPS_PER_SHARD))
 
 
@@ -223,10 +225,8 @@ def finish(context: WorkerContext) -> RunResult:
         folder = Path(name)
         _write_models(context, folder)
         for stage in _config(context).parts:
-            checkpoints = _checkpoints(context, stage)
-            best = checkpoints.best_step()
-            assert best is not None, "every stage validates at its end"
-            metrics[stage] = {"step": best, **checkpoints.metrics(best)}
+            history = history_of(context, stage)
+            metrics[stage] = {"step": history.best_step, **history.best}
         record = context.record
         manifest = publish(
             context.run.store,
@@ -266,9 +266,7 @@ def _checkpoints(context: WorkerContext, stage: str) -> CheckpointManager:
 
 
 def _best_weights(context: WorkerContext, stage: str) -> dict[str, Tensor]:
-    best = _checkpoints(context, stage).best()
-    assert best is not None, f"stage {stage} runs before the stages that need it"
-    return dict(best.state.weights)
+    return dict(best_checkpoint(context, stage).state.weights)
 
 
 def work(context: WorkerContext) -> None:

@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple
 
 from jobs.worker.context import WorkerContext
+from jobs.worker.ended_training import best_checkpoint, has_ended, history_of
 from jobs.worker.stage import TrainingStage, train, trainer_config
 from tinymusician.data.tokens import TokenDataset
 from tinymusician.models.component_shapes import check_piece
@@ -26,9 +27,7 @@ if TYPE_CHECKING:
     from tinymusician.distill.text_distill import TextEncoderDistillTask
     from tinymusician.models.protocols import HasParameters, Musicgen
     from tinymusician.models.prune_width_text import ProjectedTextEncoder
-    from tinymusician.training.checkpoint import CheckpointManager
     from tinymusician.training.engine import ComputeDtype
-    from tinymusician.training.metrics import Row
 
 Metrics = dict[str, float]
 MONITORS = {"text-encoder": "kl", "codec": "spectral", "distill": "kl", "joint": "whole"}
@@ -83,17 +82,8 @@ def _load_best_component(context: WorkerContext, stage: str) -> dict[str, Tensor
     """A component's weights at its stage's best checkpoint."""
     from tinymusician.distill.component import PART
 
-    best = checkpoints(context, stage).best()
-    assert best is not None, "every stage validates at its end"
-    weights = best.state.weights
+    weights = best_checkpoint(context, stage).state.weights
     return {name.removeprefix(PART): value for name, value in weights.items() if name.startswith(PART)}
-
-
-def checkpoints(context: WorkerContext, stage: str) -> CheckpointManager:
-    """A stage's checkpoints."""
-    from tinymusician.training.checkpoint import CheckpointManager
-
-    return CheckpointManager(context.run.store, context.run.checkpoints_key(stage), MONITORS[stage])
 
 
 def train_components(
@@ -237,13 +227,14 @@ def component_metrics(context: WorkerContext, teacher: Musicgen, student: Musicg
     """
     from tinymusician.distill.plots import plot_components
 
-    stages = [stage for stage in REPORTED_METRICS if checkpoints(context, stage).steps()]
-    rows = {stage: stage_metrics(context, stage) for stage in stages}
+    stages = [stage for stage in REPORTED_METRICS if has_ended(context, stage)]
+    rows = {stage: context.run.metrics(stage) for stage in stages}
     metrics: Metrics = {}
     for stage in stages:
         prefix = stage.removesuffix("-encoder")
-        for when, row in zip(("initial", "final"), monitored_metrics(context, stage), strict=True):
-            metrics |= {f"{prefix}_{name}_{when}": row[f"held_out/{name}"] for name in REPORTED_METRICS[stage]}
+        history = history_of(context, stage)
+        for when, values in (("initial", history.initial), ("final", history.best)):
+            metrics |= {f"{prefix}_{name}_{when}": values[name] for name in REPORTED_METRICS[stage]}
     if "joint" in stages:
         load_joint_weights(student, _load_best_component(context, "joint"))
     for prefix, model in (("teacher_", teacher), ("", student)):
@@ -253,18 +244,6 @@ def component_metrics(context: WorkerContext, teacher: Musicgen, student: Musicg
         plot_components(rows, picture)
         context.run.write_plot("components", picture)
     return metrics
-
-
-def stage_metrics(context: WorkerContext, stage: str) -> list[Row]:
-    """A stage's metrics by step."""
-    return context.run.metrics(stage)
-
-
-def monitored_metrics(context: WorkerContext, stage: str) -> tuple[Row, Row]:
-    """A stage's held-out metrics before training, and at its best checkpoint."""
-    best = checkpoints(context, stage).best_step()
-    rows = {row["step"]: row for row in stage_metrics(context, stage) if f"held_out/{MONITORS[stage]}" in row}
-    return rows[0], rows[best]
 
 
 def load_joint_weights(student: Musicgen, weights: dict[str, Tensor]) -> None:

@@ -3,27 +3,21 @@
 from __future__ import annotations
 
 import tempfile
+from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from jobs.distill.components import (
-    MONITORS,
-    checkpoints,
-    component_metrics,
-    load_components,
-    monitored_metrics,
-    stage_metrics,
-)
+from jobs.distill.components import MONITORS, component_metrics, load_components
 from jobs.distill.models import TeacherStudent, load_models, new_student
 from jobs.distill.teacher import online_signals, open_sequences
 from jobs.worker.context import WorkerContext
+from jobs.worker.ended_training import best_checkpoint, history_of
 from tinymusician.artifacts.manifest import publish
 from tinymusician.artifacts.run_state import RunResult
 from tinymusician.data.prompts import load_prompts
 from tinymusician.data.shards import fingerprint
 from tinymusician.data.tokens import TokenDataset
-from tinymusician.errors import RunError
 from tinymusician.json_types import JsonObject
 from tinymusician.models.licence import inherited_licence
 from tinymusician.recipe import LayerSubset, Recipe
@@ -49,9 +43,9 @@ def finish(context: WorkerContext) -> RunResult:
     # A student of a guided target needs one pass, without guidance; a guidance-conditioned one has a default scale.
     one_scale = recipe.teacher.target == "guided" and recipe.teacher.guidance_range is None
     set_default_guidance(student, recipe.teacher.guidance_scale, one_scale or plays_in_one_pass(pair.teacher))
-    (first, final), rows = monitored_metrics(context, "distill"), stage_metrics(context, "distill")
-    last = monitored_metrics(context, "joint")[1] if recipe.joint.steps else final
-    metrics = {"best_step": best_step, **held_out_metrics(first, last)}
+    distilled, rows = history_of(context, "distill"), context.run.metrics("distill")
+    final = history_of(context, "joint") if recipe.joint.steps else distilled
+    metrics = {"best_step": best_step, **held_out_metrics(distilled.initial, final.best)}
     if recipe.has_small_components:
         metrics |= component_metrics(context, pair.teacher, student)
     context.run.report_progress("report", 1, 3)
@@ -85,24 +79,22 @@ def load_distilled(context: WorkerContext, student: Musicgen) -> int:
     from tinymusician.distill.hidden_states import PROJECTIONS
     from tinymusician.models.conditional_decoder import ConditionedDecoder
 
-    best = checkpoints(context, "distill").best()
-    if best is None:
-        raise RunError(f"run {context.run_id}: no checkpoint has held-out metrics")
+    best = best_checkpoint(context, "distill")
     weights = {name: value for name, value in best.state.weights.items() if not name.startswith(PROJECTIONS)}
     ConditionedDecoder(student).load_state_dict(weights)
     return int(best.step)
 
 
-def held_out_metrics(first: JsonObject, final: JsonObject) -> JsonObject:
+def held_out_metrics(first: Mapping[str, float], final: Mapping[str, float]) -> JsonObject:
     """The metrics on the validation prompts before training and at the best checkpoint."""
-    num_codebooks = sum(name.startswith("held_out/kl/") for name in final)
+    num_codebooks = sum(name.startswith("kl/") for name in final)
     return {
-        "kl_initial": first["held_out/kl"],
-        "kl_final": final["held_out/kl"],
-        "kl_per_codebook": [final[f"held_out/kl/{k + 1}"] for k in range(num_codebooks)],
-        "agreement": final["held_out/agreement"],
-        "cross_entropy_initial": first["held_out/cross_entropy"],
-        "cross_entropy_final": final["held_out/cross_entropy"],
+        "kl_initial": first["kl"],
+        "kl_final": final["kl"],
+        "kl_per_codebook": [final[f"kl/{k + 1}"] for k in range(num_codebooks)],
+        "agreement": final["agreement"],
+        "cross_entropy_initial": first["cross_entropy"],
+        "cross_entropy_final": final["cross_entropy"],
     }
 
 

@@ -16,6 +16,7 @@ from jobs.worker.context import WorkerContext
 from jobs.worker.ray_train import NO_SIDECARS, SidecarActors, run_training_driver
 from jobs.worker.same_inputs import check_same_inputs
 from jobs.worker.stage import TrainingStage, train, trainer_config
+from tinymusician.artifacts.authenticated_store import run_facts
 from tinymusician.artifacts.run_state import RunResult
 from tinymusician.artifacts.runs import RunStore
 from tinymusician.data.shards import ShardCache
@@ -140,7 +141,7 @@ def on_policy_sampler(context: WorkerContext, models: TeacherStudent, tokens: To
         steps=steps,
         options=options,
         seed=recipe.training.seed,
-        cache=ShardCache(context.run.store, "on-policy", {"run": context.run_id}, shards),
+        cache=ShardCache(context.run.store, "on-policy", run_facts(context.run.store, context.run_id), shards),
     )
 
 

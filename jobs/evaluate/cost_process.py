@@ -12,6 +12,7 @@ import sys
 
 from jobs.evaluate.models import EvaluatedModels
 from jobs.worker.context import WorkerContext
+from tinymusician.artifacts.authenticated_store import WorkingKeys
 from tinymusician.evaluate.inference_cost import measure
 from tinymusician.runtime.memory import reset_peak_memory
 
@@ -19,8 +20,8 @@ from tinymusician.runtime.memory import reset_peak_memory
 def main() -> None:
     """Load the model, generate from the prompts, print the cost."""
     request = json.load(sys.stdin)
-    key = bytes.fromhex(request["working_key"]) if request["working_key"] else None
-    context = WorkerContext(request["store"], request["run"], 0, 1, request["device"], request["record"], key)
+    keys = WorkingKeys(*map(bytes.fromhex, request["working_keys"])) if request["working_keys"] else None
+    context = WorkerContext(request["store"], request["run"], 0, 1, request["device"], request["record"], keys)
     models = EvaluatedModels(context)
     baseline = reset_peak_memory()
     cost = measure(models.load(request["model"]), request["prompts"], models.settings, baseline)

@@ -200,7 +200,7 @@ class Evaluator:
             "run": self.context.run_id,
             "store": self.context.store_url,
             "record": self.context.record_sha256,
-            "working_key": self.context.working_key.hex() if self.context.working_key else None,
+            "working_keys": [key.hex() for key in self.context.working_keys or ()],
             "model": model_id,
             "device": self.context.device,
             "prompts": list(self.prompts(range(min(self.config.cost_runs, self.config.clips)))),

@@ -70,6 +70,7 @@ FIELDS = (
     InputField("evaluate.embedding.model", MODEL, _EVALUATING),
     InputField("evaluate.embedding.checkpoint", FILE, _EVALUATING),
     InputField("evaluate.embedding.tokenizer", FOLDER, _EVALUATING),
+    InputField("publish.baseline", MODEL, ("pipeline",)),
     InputField("understand.encoder.model", MODEL, ("understand",)),
     InputField(_LANGUAGE_MODEL, MODEL, ("understand",)),
     InputField("understand.teacher.model", MODEL, ("understand",)),
@@ -85,7 +86,15 @@ def locate_inputs(store: Store, recipe: Recipe, kind: JobKind, on_progress: Prog
         RecipeError: there is no such input here, or at its address.
         StoreError: the store cannot be read or written.
     """
-    located = _changed(recipe, kind, lambda field, name: _located(store, field, name, on_progress))
+    names: dict[tuple[str, str], str] = {}
+
+    def locate(field: InputField, name: str) -> str:
+        """Each name of a kind is located once, so that two keys with one name mean the same."""
+        if (place := (field.kind, name)) not in names:
+            names[place] = _located(store, field, name, on_progress)
+        return names[place]
+
+    located = _changed(recipe, kind, locate)
     return _replaced(located, ["evaluate", "embedding", "environment"], _absolute)
 
 
@@ -195,7 +204,7 @@ def _located_in_s3(store: Store, field: InputField, name: str, on_progress: Prog
 def _is_packaged(field: InputField, name: str) -> bool:
     if field.key == "quantize.plan":
         return name == "adaptive" or name in PLANS
-    if field.key in ("evaluate.models", "evaluate.clap") and name in (*SPECIAL_MODELS, "embedding"):
+    if field.key in ("evaluate.models", "evaluate.clap", "publish.baseline") and name in (*SPECIAL_MODELS, "embedding"):
         return True
     return is_packaged(name) if field.kind == MODEL else name in PROMPTS
 

@@ -75,11 +75,11 @@ def submit(
     record = _new_record(run, kind, recipe, workers or 1, where, submission)
     run = run.write_record(record.model_copy(update={"local_ray": is_local, "head_id": cluster.head_id(where)}))
     run.submit()
-    _start_job(client, run, kind, where, submission)
+    _start_job(client, run, kind, where, submission, "resumed" if resume else "new")
     return run
 
 
-def _start_job(client: JobClient, run: RunStore, kind: JobKind, where: str, submission: str) -> None:
+def _start_job(client: JobClient, run: RunStore, kind: JobKind, where: str, submission: str, start: str) -> None:
     """Start a run's supervisor as a job of Ray, with the digest of its record: others may write to the store.
 
     Raises:
@@ -90,7 +90,8 @@ def _start_job(client: JobClient, run: RunStore, kind: JobKind, where: str, subm
     try:
         client.submit_job(
             entrypoint=(
-                f"{_python_command(where)} -P -m jobs.launch.supervisor {run.id} {submission} {run.record_sha256}"
+                f"{_python_command(where)} -P -m jobs.launch.supervisor "
+                f"{run.id} {submission} {run.record_sha256} {start}"
             ),
             submission_id=submission,
             runtime_env=environment,

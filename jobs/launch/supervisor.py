@@ -5,7 +5,7 @@ run has a new supervisor; an old one that still runs detects that, ends its job 
 
 It signs what the job produced: a job key is on the head, and not where users' code runs.
 
-Usage: python -m jobs.launch.supervisor RUN SUBMISSION RECORD_SHA256
+Usage: python -m jobs.launch.supervisor RUN SUBMISSION RECORD_SHA256 new|resumed
 """
 
 from __future__ import annotations
@@ -20,9 +20,10 @@ import time
 from collections.abc import Callable
 from functools import partial
 from pathlib import Path
-from typing import cast
+from typing import Literal, cast
 
 from jobs.launch.inputs import import_remote_inputs
+from jobs.launch.run_origin import begin
 from jobs.launch.shortage import run_holder, shortages_here
 from jobs.launch.wait_state import WaitState
 from jobs.registry import JobKind, run_job
@@ -35,6 +36,8 @@ from tinymusician.artifacts.run_state import State
 from tinymusician.artifacts.runs import RunStore
 from tinymusician.errors import ClusterError, StoreError, TinyMusicianError, UntrustedError
 
+Start = Literal["new", "resumed"]
+"""Whether a submission begins a run, or continues one."""
 _UPLOAD_SECONDS = 2.0
 _HEARTBEAT_SECONDS = 10.0
 _STAMP = "%Y-%m-%d %H:%M:%S"
@@ -85,7 +88,7 @@ class LogUploader:
         self._is_sent = True
 
 
-def supervise(run_id: str, submission: str, record_sha256: str) -> int:
+def supervise(run_id: str, submission: str, record_sha256: str, start: Start) -> int:
     """Run the job, and write its result to the store; returns its exit code."""
     run = RunStore(open_store(), run_id)  # a later submission has another record, which it must be able to read
     record = run.record()
@@ -96,7 +99,7 @@ def supervise(run_id: str, submission: str, record_sha256: str) -> int:
     run.heartbeat()
     _remove_stale_drafts(run)
     run.start()
-    child = _start_driver(record.kind, run_id, record_sha256)
+    child = _start_driver(record.kind, run_id, record_sha256, start)
     log = LogUploader(run, is_owner, child.terminate)
     log.line(f"{time.strftime(_STAMP)} {record.kind} {run_id}, {record.workers} worker(s)\n")
     stopped = threading.Event()
@@ -124,9 +127,9 @@ def supervise(run_id: str, submission: str, record_sha256: str) -> int:
     return code
 
 
-def _start_driver(kind: str, run_id: str, record_sha256: str) -> subprocess.Popen[str]:
+def _start_driver(kind: str, run_id: str, record_sha256: str, start: Start) -> subprocess.Popen[str]:
     return subprocess.Popen(
-        [sys.executable, "-P", "-u", "-m", "jobs.launch.supervisor", "--child", kind, run_id, record_sha256],
+        [sys.executable, "-P", "-u", "-m", "jobs.launch.supervisor", "--child", kind, run_id, record_sha256, start],
         cwd=Path(__file__).parents[2],  # Ray's workers import from here, not from where Ray was started
         stdout=subprocess.PIPE,
         stderr=subprocess.STDOUT,
@@ -161,15 +164,15 @@ def _failure(run: RunStore, code: int) -> str:
     return run.error() or f"its driver ended with exit code {code}; see `tmctl logs {run.id}`"
 
 
-def run_child(kind: JobKind, run_id: str, record_sha256: str) -> int:
+def run_child(kind: JobKind, run_id: str, record_sha256: str, start: Start) -> int:
     """Run the job of this kind, and sign its result; an error for users becomes one line."""
     run = RunStore(open_store(), run_id, record_sha256=record_sha256)
     run.clear_errors()
     try:
-        run = run.authenticated(derived_working_key())  # fails before hours of work that could not be signed
+        key = derived_working_key()  # fails before hours of work that could not be signed
         if run.record().kind != kind:
             raise UntrustedError(f"run {run_id!r}: is a {run.record().kind} run, and was started as {kind}")
-        run = import_remote_inputs(run, partial(print, flush=True))
+        run = begin(import_remote_inputs(run, partial(print, flush=True)), key, start == "resumed")
         sign_result(run, run_job(kind, run))
     except Exception as error:
         cause = to_user_error(error)
@@ -217,5 +220,5 @@ def to_user_error(error: BaseException | None) -> TinyMusicianError | None:
 
 if __name__ == "__main__":
     if sys.argv[1] == "--child":
-        sys.exit(run_child(cast(JobKind, sys.argv[2]), sys.argv[3], sys.argv[4]))
-    sys.exit(supervise(sys.argv[1], sys.argv[2], sys.argv[3]))
+        sys.exit(run_child(cast(JobKind, sys.argv[2]), sys.argv[3], sys.argv[4], cast(Start, sys.argv[5])))
+    sys.exit(supervise(sys.argv[1], sys.argv[2], sys.argv[3], cast(Start, sys.argv[4])))

@@ -49,7 +49,7 @@ class TrialTrainer:
     def train(self, trial: SweepTrial) -> None:
         """Train a student, unless the store has it; then delete the training's checkpoints."""
         cache, run, stage = self._cache(trial), self._context.run, f"trials/{trial.key}"
-        if cache.missing():
+        if not cache.contains(0):
             weights, curves = self._train(trial, CheckpointManager(self._store, run.checkpoints_key(stage), MONITOR))
             arrays = {name: value.numpy() for name, value in weights.items()}
             cache.write(0, arrays, curves.model_dump(mode="json"))
@@ -73,7 +73,7 @@ class TrialTrainer:
 
     def _trained(self, trial: SweepTrial) -> ShardCache:
         cache = self._cache(trial)
-        if cache.missing():
+        if not cache.contains(0):
             what = f"{trial.grid}, {trial.value}, seed {trial.seed}"
             raise NotFoundError(f"training of {what}: not in {self._store.url}; resume the sweep to run it")
         return cache

@@ -9,12 +9,12 @@ import torch
 
 from jobs.understand.data import UnderstandData
 from jobs.worker.context import WorkerContext
+from jobs.worker.ended_training import best_checkpoint
 from jobs.worker.stage import TrainingStage, train, trainer_config
 from tinymusician.house_band.skill_labels import CLASSES, STEP_CLASSES
 from tinymusician.models.audio_encoder import AudioEncoder
 from tinymusician.models.audio_lm import AudioLM, copy_layers
 from tinymusician.models.audio_lm_files import round_weights
-from tinymusician.training.checkpoint import CheckpointManager
 from tinymusician.training.engine import AdamConfig, with_prefix
 from tinymusician.understand.answer_task import (
     NO_FEATURES,
@@ -186,16 +186,9 @@ def _new_model(context: WorkerContext, data: UnderstandData) -> AudioLM:
     return model
 
 
-def checkpoints(context: WorkerContext, stage: StageName) -> CheckpointManager:
-    """The checkpoints of a stage."""
-    return CheckpointManager(context.run.store, context.run.checkpoints_key(stage.name), stage.monitor)
-
-
 def best_weights(context: WorkerContext, stage: StageName) -> dict[str, Tensor]:
     """The weights of a stage's best checkpoint."""
-    best = checkpoints(context, stage).best()
-    assert best is not None, f"stage {stage.name} runs before the stages that need it"
-    return dict(best.state.weights)
+    return dict(best_checkpoint(context, stage.name).state.weights)
 
 
 def _questions(data: UnderstandData, encoder: AudioEncoder, name: Split) -> QuestionSet:

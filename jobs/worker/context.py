@@ -9,7 +9,7 @@ from functools import cached_property
 from pathlib import Path
 from typing import Literal
 
-from tinymusician.artifacts.authenticated_store import working_key
+from tinymusician.artifacts.authenticated_store import WorkingKeys, working_keys
 from tinymusician.artifacts.open import open_store
 from tinymusician.artifacts.run_state import RunRecord, RunResult
 from tinymusician.artifacts.runs import RunStore
@@ -21,7 +21,7 @@ from tinymusician.user_folders import user_folder
 class WorkerContext:
     """A worker of a run: its rank among `world` workers, and its device (`cuda` or `cpu`).
 
-    `record_sha256` is the digest of the record that its driver read, and `working_key` authenticates working files, if
+    `record_sha256` is the digest of the record that its driver read, and `working_keys` authenticate working files, if
     the driver has them.
     """
 
@@ -31,18 +31,18 @@ class WorkerContext:
     world: int
     device: str
     record_sha256: str | None = None
-    working_key: bytes | None = field(default=None, repr=False)
+    working_keys: WorkingKeys | None = field(default=None, repr=False)
 
     @classmethod
     def of_run(cls, run: RunStore, rank: int, world: int, device: str) -> WorkerContext:
         """A worker of the run that a driver has opened."""
-        return cls(run.store.url, run.id, rank, world, device, run.record_sha256, working_key(run.store))
+        return cls(run.store.url, run.id, rank, world, device, run.record_sha256, working_keys(run.store))
 
     @cached_property
     def run(self) -> RunStore:
         """The run's folder in the store."""
         run = RunStore(open_store(self.store_url), self.run_id, record_sha256=self.record_sha256)
-        return run.authenticated(self.working_key)
+        return run.authenticated(self.working_keys)
 
     @cached_property
     def record(self) -> RunRecord:

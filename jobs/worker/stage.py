@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Literal
 
 from jobs.worker import mlflow
 from jobs.worker.context import WorkerContext
+from jobs.worker.ended_training import write_history
 from jobs.worker.ray_train import RestartWorkers
 from tinymusician.artifacts.background import BackgroundWriter
 from tinymusician.errors import NonFiniteLossError
@@ -18,6 +19,7 @@ from tinymusician.recipe import TrainingConfig
 if TYPE_CHECKING:
     from jobs.worker.prometheus import PrometheusLogger
     from tinymusician.training.engine import AdamConfig
+    from tinymusician.training.history import TrainingHistory
     from tinymusician.training.loop import TrainerConfig
     from tinymusician.training.metrics import MetricsLog
     from tinymusician.training.task import Task
@@ -90,14 +92,14 @@ def train(context: WorkerContext, stage: TrainingStage) -> None:
     rank, state = RankInfo(context.rank, context.world), start.state if start is not None else None
     settings = (stage.optimizer, stage.batch_size, stage.zero_stage, stage.precision)
     engine = DeepSpeedEngine(stage.task.module, *settings, state, rank.grad_accum_steps(config.microbatches))
-    writer = BackgroundWriter()
-    prometheus = PrometheusLogger(run.id, stage.name) if context.rank == 0 else None
+    writer, prometheus = BackgroundWriter(), PrometheusLogger(run.id, stage.name) if context.rank == 0 else None
     metrics = _open_metrics(context, stage.name, start.step if start is not None else -1, writer, prometheus)
     heartbeat = _heartbeat(context, stage.name, config.steps, writer, prometheus)
     watchdog = start_watchdog(context, worker_nodes(context))
     try:
         options = (heartbeat, watchdog, partial(_has_notice, context))
         Trainer(stage.task, engine, config, metrics, checkpoints, rank, start, *options).run()
+        _record_end(context, stage.name, checkpoints.history)
     except NonFiniteLossError as error:
         _skip_step(context, stage.name, error)
         raise
@@ -105,6 +107,13 @@ def train(context: WorkerContext, stage: TrainingStage) -> None:
         watchdog.close()
         if metrics is not None:
             metrics.close()
+
+
+def _record_end(context: WorkerContext, stage: str, history: TrainingHistory) -> None:
+    """Record that a stage has ended, before any worker goes on. All workers call this."""
+    if context.rank == 0:
+        write_history(context, stage, history)
+    context.barrier()
 
 
 def _open_metrics(

@@ -11,17 +11,20 @@ import numpy as np
 import pytest
 from cryptography.hazmat.primitives import serialization
 
+from jobs.launch.run_origin import begin
 from jobs.worker.context import WorkerContext
-from tinymusician.artifacts.authenticated_store import AuthenticatedStore
+from tests.unit.test_runs import record
+from tinymusician.artifacts.authenticated_store import AuthenticatedStore, WorkingKeys, run_facts
 from tinymusician.artifacts.job_keys import derived_working_key, job_keys_folder
 from tinymusician.artifacts.runs import RunStore
 from tinymusician.artifacts.store import LocalStore
 from tinymusician.config_model import Document
 from tinymusician.data.shards import Arrays, ShardCache, read_arrays
-from tinymusician.errors import DigestMismatchError
+from tinymusician.errors import DigestMismatchError, RunError, UntrustedError
+from tinymusician.recipe import load_recipe
 from tinymusician.training.checkpoint import CheckpointManager
 
-KEY, OTHER = b"k" * 32, b"o" * 32
+KEY, OTHER = WorkingKeys(b"k" * 32, b"r" * 32), WorkingKeys(b"o" * 32, b"p" * 32)
 NOTES = (
     "shards/codes/ab/shard-00000.json",
     "runs/r/checkpoints/distill/step-00000010.json",
@@ -49,19 +52,21 @@ class TestNotes:
         self, plain: LocalStore, store: AuthenticatedStore, key: str
     ) -> None:
         store.put(key, b'{"b": 1.5, "a": [1]}')
-        expected = hmac.new(KEY, f'{key}\n{{"a":[1],"b":1.5}}'.encode(), hashlib.sha256).hexdigest()
+        secret = KEY.run if key.startswith("runs/") else KEY.shared
+        expected = hmac.new(secret, f'{key}\n{{"a":[1],"b":1.5}}'.encode(), hashlib.sha256).hexdigest()
         assert json.loads(plain.get(key)) == {"a": [1], "b": 1.5, "mac": expected}
         assert json.loads(store.get(key)) == {"a": [1], "b": 1.5}
 
     def test_what_an_attacker_writes_is_refused(self, plain: LocalStore, store: AuthenticatedStore, key: str) -> None:
         AuthenticatedStore(plain, OTHER).put(key, b'{"step": 1}')
         by_another = plain.get(key)
-        elsewhere = "shards/codes/ab/shard-00001.json"
+        elsewhere = f"{key.removesuffix('.json')}1.json"
         store.put(elsewhere, b'{"step": 1}')
         store.put(key, b'{"step": 1}')
         changed = {**json.loads(plain.get(key)), "step": 2}
         texts = [b'{"step": 1}', by_another, plain.get(elsewhere), json.dumps(changed).encode()]
-        for text in (*texts, b"", b"[]", b"null", b'{"mac": null}', b'{"mac": ["\xc3\xa4"]}'):
+        damaged = (b"", b"[]", b"null", b'{"mac": null}', b'{"mac": ["\xc3\xa4"]}', b"[" * 100_000)
+        for text in (*texts, *damaged):
             plain.put(key, text)
             with pytest.raises(DigestMismatchError, match=f"{key} in .* was not written by a job with this job key"):
                 store.get(key)
@@ -89,8 +94,8 @@ def test_workers_get_the_key_and_do_not_show_it(plain: LocalStore) -> None:
     context = WorkerContext.of_run(RunStore(plain, "r").authenticated(KEY), 0, 1, "cpu")
     context.run.store.put(NOTES[0], b'{"a": 1}')
     assert json.loads(AuthenticatedStore(plain, KEY).get(NOTES[0])) == {"a": 1}
-    assert "k" * 32 not in repr(context)
     assert "kkk" not in repr(context)
+    assert "rrr" not in repr(context)
 
 
 class TestShards:
@@ -127,6 +132,59 @@ class TestShards:
         one.write(0, {"codes": np.arange(4)})
         assert (one.missing(), two.missing()) == ([], [0])
 
+    def test_the_first_of_joined_shards_is_computed_again_too(
+        self, plain: LocalStore, store: AuthenticatedStore, tmp_path: Path
+    ) -> None:
+        shards = ShardCache(store, "codes", {"seed": 0}, 2)
+        for index in range(2):
+            shards.write(index, {"codes": np.full(2, index)})
+        for entry in list(plain.list("shards/")):
+            plain.put(entry.key, b'{"sha256": "", "size": 1}')
+        joined = shards.join(["codes"], tmp_path / "cache", lambda index: {"codes": np.full(2, index)})
+        assert joined["codes"].tolist() == [0, 0, 1, 1]
+
+    def test_false_details_are_dropped(self, plain: LocalStore, store: AuthenticatedStore) -> None:
+        shards = ShardCache(store, "trials", {"seed": 0}, 1)
+        shards.write(0, {"codes": np.arange(4)}, {"kl": 1.0})
+        (note,) = [entry.key for entry in plain.list("shards/")]
+        plain.put(note, plain.get(note).replace(b"1.0", b"0.5"))
+        with pytest.raises(DigestMismatchError, match="run the job again"):
+            shards.details(0)
+        assert shards.missing() == [0]
+
+
+class TestRuns:
+    """What a run began with, and runs of the same name."""
+
+    @pytest.fixture
+    def run(self, plain: LocalStore) -> RunStore:
+        recipe = load_recipe("band").model_dump(mode="json")
+        return RunStore(plain, "r").write_record(record("r", recipe=recipe))
+
+    def test_a_run_continues_with_the_recipe_that_it_began_with(self, plain: LocalStore, run: RunStore) -> None:
+        begin(run, KEY.shared, is_resumed=False).write_measurement("cost", "band", _Cost(seconds=1.0))
+        more_restarts = load_recipe("band", ("training.max_restarts=9",)).model_dump(mode="json")
+        resumed = begin(run.write_record(record("r", recipe=more_restarts)), KEY.shared, is_resumed=True)
+        assert resumed.measurement("cost", "band", _Cost) == _Cost(seconds=1.0)
+        lax = load_recipe("band", ("publish.gates.clap=0.0",)).model_dump(mode="json")
+        with pytest.raises(UntrustedError, match="began with another recipe than its record in"):
+            begin(run.write_record(record("r", recipe=lax)), KEY.shared, is_resumed=True)
+        origin = json.loads(plain.get(run.key("origin.json")))
+        plain.put(run.key("origin.json"), json.dumps({**origin, "recipe": lax}).encode())
+        with pytest.raises(DigestMismatchError, match="was not written by a job with this job key"):
+            begin(run.write_record(record("r", recipe=lax)), KEY.shared, is_resumed=True)
+        plain.delete(run.key("origin.json"))
+        with pytest.raises(RunError, match="has not begun, so there is nothing to resume"):
+            begin(RunStore(plain, "r"), KEY.shared, is_resumed=True)
+
+    def test_notes_of_an_earlier_run_of_the_name_are_refused(self, plain: LocalStore, run: RunStore) -> None:
+        begin(run, KEY.shared, is_resumed=False).write_measurement("cost", "band", _Cost(seconds=1.0))
+        again = begin(run, KEY.shared, is_resumed=False)
+        with pytest.raises(DigestMismatchError):
+            again.measurement("cost", "band", _Cost)
+        earlier = run_facts(begin(run, KEY.shared, is_resumed=True).store, "r")
+        assert earlier == run_facts(again.store, "r") != run_facts(begin(run, KEY.shared, is_resumed=False).store, "r")
+
 
 class _Cost(Document):
     seconds: float
@@ -144,7 +202,8 @@ def test_false_measurements_and_checkpoints_end_the_job(plain: LocalStore, store
     attackers.write_skipped_steps("distill", range(100))
     with pytest.raises(DigestMismatchError):
         run.skipped_steps("distill")
-    entry = {"step": 9, "updates": 9, "metrics": {}, "shards": [{"key": "x", "size": 1, "sha256": "0" * 64}]}
+    shard = {"key": "x", "size": 1, "sha256": "0" * 64}
+    entry = {"step": 9, "updates": 9, "metrics": {}, "history": {}, "shards": [shard]}
     plain.put(f"{run.checkpoints_key('distill')}/step-00000009.json", json.dumps(entry).encode())
     with pytest.raises(DigestMismatchError, match="was not written by a job with this job key"):
         CheckpointManager(store, run.checkpoints_key("distill"), "kl").latest()

@@ -16,14 +16,17 @@ import pytest
 import torch
 from safetensors.torch import load
 
+from jobs.worker.context import WorkerContext
+from jobs.worker.ended_training import best_checkpoint, history_of, write_history
 from tests.unit.test_training import SETTINGS, Regression, latest, losses, plan, run, shard_key
 from tinymusician.artifacts.runs import RunStore
 from tinymusician.artifacts.s3 import MAX_PARTS, PART_BYTES, S3Store, part_bytes
 from tinymusician.artifacts.store import LocalStore
-from tinymusician.errors import DigestMismatchError, StoreError
+from tinymusician.errors import DigestMismatchError, NotFoundError, RunError, StoreError
 from tinymusician.training.checkpoint import CheckpointManager
 from tinymusician.training.checkpoint_shards import ShardBuffer, StoredTensors, partition
 from tinymusician.training.engine import TensorSpec, full_state
+from tinymusician.training.history import TrainingHistory
 from tinymusician.training.loop import Trainer
 from tinymusician.training.metrics import MetricsLog, read_metrics
 from tinymusician.training.torch_engine import TorchEngine
@@ -183,6 +186,40 @@ class TestBackground:
         checkpoints = CheckpointManager(LocalStore(tmp_path / "store"), "checkpoints", "error")
         assert checkpoints.steps() == [1]
         assert all(value.isfinite().all() for value in latest(checkpoints).state.weights.values())
+
+
+class TestHistory:
+    def test_the_lowest_metric_is_the_best(self) -> None:
+        history = TrainingHistory()
+        for step, value in ((0, 3.0), (4, 1.0), (8, 2.0), (12, math.nan)):
+            history = history.after(step, {"error": value, "other": step}, "error")
+        assert (history.best_step, history.best, history.initial) == (
+            4,
+            {"error": 1.0, "other": 4},
+            {"error": 3.0, "other": 0},
+        )
+        assert history.after(13, {}, "error") == history
+
+    def test_an_older_entry_that_is_put_back_does_not_become_the_best(self, tmp_path: Path) -> None:
+        """An attacker has a copy of the untrained module's checkpoint, which is valid, and deletes the others."""
+        store, task = LocalStore(tmp_path / "store"), Regression()
+        context = WorkerContext(store.url, "r", 0, 1, "cpu")
+        checkpoints = CheckpointManager(store, context.run.checkpoints_key("distill"), "error")
+        with pytest.raises(RunError, match="stage distill has not ended"):
+            best_checkpoint(context, "distill")
+        for step, error in ((0, 3.0), (1, 1.0)):
+            checkpoints.save(TorchEngine(task.module, SETTINGS), step, {"error": error})
+            checkpoints.drain()
+            if step == 0:
+                copies = {entry.key: store.get(entry.key) for entry in store.list("runs/r/checkpoints/")}
+        write_history(context, "distill", checkpoints.history)
+        assert best_checkpoint(context, "distill").step == 1
+        context.run.delete_checkpoints("distill")
+        for key, data in copies.items():
+            store.put(key, data)
+        assert history_of(context, "distill").best == {"error": 1.0}
+        with pytest.raises(NotFoundError):
+            best_checkpoint(context, "distill")
 
 
 class TestLargeObjects:

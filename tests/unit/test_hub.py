@@ -118,12 +118,14 @@ def test_a_submission_pins_the_commit(hub: list[str], tmp_path: Path) -> None:
 
 
 def test_without_a_connection_the_commit_is_that_of_the_cache(hub: list[str], monkeypatch: pytest.MonkeyPatch) -> None:
-    download("me/tiny")
+    download(with_commit("me/tiny"))  # as workers do: no name of a branch is in the cache
     monkeypatch.setattr(constants, "HF_HUB_OFFLINE", True)
     reset_sessions()
     assert with_commit("me/tiny") == f"me/tiny@{COMMIT}"
-    with pytest.raises(ModelError, match="model 'me/other': "):
-        with_commit("me/other")
+    assert download(with_commit("me/tiny")).name == COMMIT
+    for name in ("me/other", "me/tiny@v1", "no/hub/id"):
+        with pytest.raises(ModelError, match=f"model '{name}': "):
+            with_commit(name)
     assert hub
 
 

@@ -116,6 +116,10 @@ def test_a_bundle_has_the_digest_that_devices_show(store: LocalStore, tmp_path: 
     made = publish(store, place, name="model-bundle", **{**FACTS, "kind": "bundle"})
     expected = hashlib.sha256(content).hexdigest()
     assert made.bundle_digest == expected
+    for name in (expected, expected[:12]):
+        with pytest.raises(UntrustedError, match="All 64 digits of its digest name it without"):
+            find(store, f"model-bundle@sha256:{name}")
+    attest(store, ArtifactAttestation(artifact=made.reference, created=made.created))
     assert find(store, f"model-bundle@sha256:{expected[:12]}") == made
     assert find(store, made.reference) == made
     with pytest.raises(NotFoundError, match="not in"):

@@ -124,6 +124,20 @@ class TestArtifacts:
         with pytest.raises(StoreError, match="does not hold the manifest"):
             find(world.store, good.reference)
 
+    def test_another_artifact_under_a_digest_that_is_gone(self, world: World) -> None:
+        """It lists the honest manifest's bytes as its bundle's manifest, whose digest names it, too."""
+        good = world.made(decoder="good")
+        folder = world.folder / "forged"
+        folder.mkdir()
+        (folder / "manifest.json").write_bytes(good.canonical())
+        (folder / "decoder").write_text("malware")
+        facts: dict[str, Any] = {"recipe": {}, "lineage": {}, "metrics": {}, "licence": "Apache-2.0"}
+        bad = manifests.publish(world.store, folder, name="band", kind="bundle", **facts)
+        world.store.delete(good.key)
+        assert bad.bundle_digest == good.digest
+        with pytest.raises(UntrustedError, match="no job has attested"):
+            find(world.store, good.reference)
+
 
 class TestFigures:
     def test_report_and_status_of_a_run(self, world: World) -> None:

@@ -128,7 +128,8 @@ def test_trainer_learns_and_keeps_the_best_checkpoint(tmp_path: Path) -> None:
     judged = {row["step"]: row["held_out/error"] for row in rows if "held_out/error" in row}
     assert sorted(judged) == [0, 4, 8, 12]
     checkpoints = CheckpointManager(LocalStore(tmp_path), "checkpoints", "error")
-    assert checkpoints.best_step() == min(judged, key=lambda step: judged[step])
+    assert latest(checkpoints).history.best_step == min(judged, key=lambda step: judged[step])
+    assert checkpoints.history.initial == pytest.approx({"error": judged[0]}, abs=1e-6)
     assert checkpoints.steps()[-2:] == [10, 12]
     assert all({"gradient_norm", "learning_rate", "step_seconds"} <= set(row) for row in rows if "loss" in row)
 
@@ -167,7 +168,7 @@ def test_damaged_checkpoint_is_rejected(tmp_path: Path) -> None:
     assert resumed == losses(run(LocalStore(tmp_path / "whole")))
     store.put("checkpoints/step-00000012.json", b"{")
     with pytest.raises(DigestMismatchError, match=r"step-00000012\.json: damaged"):
-        CheckpointManager(store, "checkpoints", "error").best()
+        CheckpointManager(store, "checkpoints", "error").latest()
 
 
 def test_non_finite_values_are_never_checkpointed(tmp_path: Path) -> None:

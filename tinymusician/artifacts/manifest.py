@@ -119,9 +119,12 @@ def now() -> datetime:
 def find(store: Store, reference: str) -> Manifest:
     """The manifest of NAME or NAME@sha256:DIGEST (a prefix of at least six digits, of the artifact or of its bundle).
 
+    Only all 64 digits of an artifact's own digest say what is in it. Whoever can write to the store can find another
+    artifact for a few of them, and list any bundle among its files: so these need an attestation.
+
     Raises:
         StoreError: it is not a reference, none or several artifacts match, or the manifest is damaged.
-        UntrustedError: only NAME is given, and no trusted driver attests that it made one of them.
+        UntrustedError: no trusted driver attests that it made one of them, and the digest is not complete.
     """
     parts = _REFERENCE.fullmatch(reference)
     if parts is None:
@@ -137,7 +140,23 @@ def find(store: Store, reference: str) -> Manifest:
         raise NotFoundError(f"artifact {reference!r}: not in {store.url}; `tmctl artifacts list` shows those that are")
     if len(fitting) > 1:
         raise StoreError(f"artifact {reference!r}: {len(fitting)} digests begin so; give more digits")
+    if fitting[0].digest != prefix:
+        _check_attested(store, fitting[0], reference)
     return fitting[0]
+
+
+def _check_attested(store: Store, manifest: Manifest, reference: str) -> None:
+    """Check that a trusted driver attests an artifact, which a reference names by less than its digest.
+
+    Raises:
+        UntrustedError: none does.
+    """
+    try:
+        attestation_of(store, manifest.reference)
+    except UntrustedError as error:
+        raise UntrustedError(
+            f"artifact {reference!r}: {error}. All 64 digits of its digest name it without: {manifest.reference}"
+        ) from error
 
 
 def _newest_attested(store: Store, name: str, keys: Sequence[str]) -> str:
@@ -152,7 +171,7 @@ def _newest_attested(store: Store, name: str, keys: Sequence[str]) -> str:
     if not attested:
         raise UntrustedError(
             f"artifact {name!r}: {len(keys)} in {store.url}, and which is the newest is not certain: "
-            f"{reason}. Its digest names one: {name}@sha256:{Path(keys[0]).stem[:12]}…"
+            f"{reason}. Its digest names one: {name}@sha256:{Path(keys[0]).stem}"
         )
     return max(attested)[1]
 

@@ -66,6 +66,13 @@ class RunRecord(Document):
         return hashlib.sha256(content.encode()).hexdigest()
 
 
+class RunOrigin(Document):
+    """What a run began with: its recipe, and a number that no other run has."""
+
+    recipe: JsonObject
+    nonce: str
+
+
 class Allocation(Document):
     """What a run's processes hold at most: `workers`, each with `cpus` and `gpus`."""
 

@@ -3,6 +3,7 @@
 Only this module, and run_signals.py for what running processes write, know their names:
 
     runs/ID/record.json              what was submitted: resolved recipe, versions, git state, seeds, workers
+    runs/ID/origin.json              the recipe that it began with; written by the driver
     runs/ID/status.json              state, artifact, metrics; written by the supervisor, or by `tmctl` if there is none
     runs/ID/heartbeat.txt            the time of the supervisor's last heartbeat, every few seconds
     runs/ID/progress.json            stage and step; written by the first worker
@@ -37,11 +38,12 @@ from typing import Literal, TypeVar
 from pydantic import TypeAdapter
 
 from tinymusician.artifacts.append_log import AppendLog, AppendLogReader
-from tinymusician.artifacts.authenticated_store import AuthenticatedStore
+from tinymusician.artifacts.authenticated_store import AuthenticatedStore, WorkingKeys
 from tinymusician.artifacts.run_signals import RunSignals
 from tinymusician.artifacts.run_state import (
     TRANSITIONS,
     PipelineStep,
+    RunOrigin,
     RunRecord,
     RunResult,
     RunStatus,
@@ -88,11 +90,23 @@ class RunStore(RunSignals):
         self._write("record.json", record)
         return RunStore(self.store, self.id, self._clock, record.sha256)
 
-    def authenticated(self, key: bytes | None) -> RunStore:
-        """The run in a store whose working notes have a MAC of this key; without a key, the run itself."""
-        if key is None:
+    def authenticated(self, keys: WorkingKeys | None) -> RunStore:
+        """The run in a store whose working notes have a MAC of these keys; without keys, the run itself."""
+        if keys is None:
             return self
-        return RunStore(AuthenticatedStore(self.store, key), self.id, self._clock, self.record_sha256)
+        return RunStore(AuthenticatedStore(self.store, keys), self.id, self._clock, self.record_sha256)
+
+    def origin(self) -> RunOrigin:
+        """What the run began with.
+
+        Raises:
+            NotFoundError: it has not begun.
+        """
+        return self._read("origin.json", RunOrigin)
+
+    def write_origin(self, origin: RunOrigin) -> None:
+        """Set what the run begins with."""
+        self._write("origin.json", origin)
 
     # States
 

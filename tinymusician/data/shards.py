@@ -77,8 +77,15 @@ class ShardCache:
         self.store.put(self._key(index), json.dumps(entry).encode())
 
     def details(self, index: int) -> dict[str, JsonValue]:
-        """The JSON object that was stored with a shard."""
-        result: dict[str, JsonValue] = self._entry(index)["details"]
+        """The JSON object that was stored with a shard.
+
+        Raises:
+            DigestMismatchError: no job of this key has written it; the shard is deleted.
+        """
+        try:
+            result: dict[str, JsonValue] = self._entry(index)["details"]
+        except DigestMismatchError as error:
+            raise self._dropped(index, error) from error
         return result
 
     def fetch(self, index: int, cache: Path) -> Path:
@@ -90,10 +97,7 @@ class ShardCache:
         try:
             return self._fetched(index, cache)
         except (DigestMismatchError, NotFoundError) as error:
-            self.forget(index)
-            raise DigestMismatchError(
-                f"{error}; shard {self._key(index)} was dropped: run the job again to recompute it"
-            ) from error
+            raise self._dropped(index, error) from error
 
     def fetch_or_make(self, index: int, cache: Path, make: Callable[[int], Arrays] | None) -> Path:
         """`fetch`, but a shard whose bytes are damaged or gone is logged, and computed again with `make`.
@@ -120,6 +124,10 @@ class ShardCache:
             path = self._paths[index] = user_cache(cache).get(f"{digest}.safetensors", entry["size"], make)
         return path
 
+    def _dropped(self, index: int, error: Exception) -> DigestMismatchError:
+        self.forget(index)
+        return DigestMismatchError(f"{error}; shard {self._key(index)} was dropped: run the job again to recompute it")
+
     def forget(self, index: int) -> None:
         """Delete a shard's index entry and blob, if they still exist."""
         try:
@@ -144,9 +152,12 @@ class ShardCache:
         Raises:
             DigestMismatchError: a shard is damaged, and there is no `make`.
         """
+        if not self.contains(0):
+            self._read_or_make(0, make)
         size = self.count * int(self._entry(0)["size"])
         written = [(entry.key, entry.modified) for entry in self.store.list(f"{self._prefix}/")]
-        name = f"joined-{fingerprint({'store': self.store.url, 'written': written})}"  # another after each change
+        facts = {"store": self.store.url, "shards": self._prefix, "names": list(names), "written": written}
+        name = f"joined-{fingerprint(facts)}"  # another after each change
         folder = user_cache(cache).get(name, size, partial(self._write_joined, names, make), pin=True)
         shapes: JsonObject = json.loads((folder / "shapes.json").read_text())
         return {

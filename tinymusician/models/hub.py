@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import errno
+import re
 from pathlib import Path
 
 from tinymusician.errors import ModelError
@@ -12,6 +13,7 @@ FILES = ("*.json", "*.safetensors", "spiece.model")
 
 
 _ANSWER_SECONDS = 10.0
+_COMMIT = re.compile(r"[0-9a-f]{40}")
 _DISK_FULL = "No space left on device"
 
 
@@ -46,7 +48,7 @@ def download(name: str) -> Path:
 def with_commit(name: str) -> str:
     """The name of a hub model with the commit at which its branch or tag is now: OWNER/NAME@COMMIT.
 
-    The hub says it; the cache does where the hub cannot be reached.
+    The hub says it; the cache does where the hub cannot be reached, or does not know who wants to know.
 
     Raises:
         ModelError: neither does; the message says why.
@@ -55,20 +57,37 @@ def with_commit(name: str) -> str:
     from huggingface_hub.errors import HFValidationError
 
     repository, revision = split_revision(name)
+    if revision is not None and _COMMIT.fullmatch(revision):
+        return name
     try:
         commit = HfApi().model_info(repository, revision=revision or "main", timeout=_ANSWER_SECONDS).sha
     except (OSError, RuntimeError, HFValidationError) as error:
-        if (commit := cached_commit(name)) is None:
+        if (commit := cached_commit(name) or _newest_snapshot(repository, revision)) is None:
             raise ModelError(f"model {name!r}: {_advice(error, repository, revision)}") from error
     return f"{repository}@{commit}" if commit else name
+
+
+def _newest_snapshot(repository: str, revision: str | None) -> str | None:
+    """The commit that was downloaded last: a download by commit leaves no name of a branch behind."""
+    from huggingface_hub import constants
+
+    if revision is not None:
+        return None
+    folder = Path(constants.HF_HUB_CACHE) / f"models--{repository.replace('/', '--')}" / "snapshots"
+    commits = [path.parent for path in folder.glob("*/config.json")]
+    return max(commits, key=lambda path: path.stat().st_mtime).name if commits else None
 
 
 def cached_file(name: str, file: str) -> Path | None:
     """The path of a file of a hub model in the cache; None if it is not there. Nothing is requested."""
     from huggingface_hub import try_to_load_from_cache
+    from huggingface_hub.errors import HFValidationError
 
     repository, revision = split_revision(name)
-    path = try_to_load_from_cache(repository, file, revision=revision)
+    try:
+        path = try_to_load_from_cache(repository, file, revision=revision)
+    except HFValidationError:
+        return None
     return Path(path) if isinstance(path, str) else None
 
 

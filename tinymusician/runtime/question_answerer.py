@@ -128,12 +128,18 @@ class QuestionAnswerer:
     def ask(self, audio: AudioState, question: str, options: Sequence[str] = ()) -> Answer:
         """Answer a question; with options, the answer is one of them.
 
+        Without options, the answer is written out. If that is a value of an attribute, all its values are judged: the
+        question was about this attribute, in the user's words.
+
         Raises:
             RequestError: the question is empty or too long, or the options are not several different texts.
         """
         check_question(question, options)
-        choices = tuple(options) or self._listed_options(question)
-        return self.choose(audio, question, choices) if choices else self.write(audio, question)
+        if choices := tuple(options) or self._listed_options(question):
+            return self.choose(audio, question, choices)
+        written = self.write(audio, question)
+        values = next((one.options for one in self.manifest.questions if written.answer in one.options), ())
+        return self.choose(audio, question, values) if values else written
 
     def choose(self, audio: AudioState, question: str, options: tuple[str, ...]) -> Answer:
         """Choose one of the options by the likelihood of its text, averaged over all rotations of their order.

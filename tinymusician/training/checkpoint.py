@@ -9,7 +9,6 @@ from __future__ import annotations
 import contextlib
 import hashlib
 import json
-import math
 import re
 import secrets
 import time
@@ -28,6 +27,7 @@ from tinymusician.errors import DigestMismatchError, StoreError
 from tinymusician.json_types import JsonObject
 from tinymusician.training.checkpoint_shards import ShardBuffer, StoredTensors, partition
 from tinymusician.training.engine import MOMENTS_PREFIX, WEIGHTS_PREFIX, EngineState, TrainEngine
+from tinymusician.training.history import TrainingHistory
 
 SHARD_SECONDS = 900.0
 """Time in which all workers must have written their shards: longer than a store may not respond."""
@@ -44,17 +44,20 @@ class Checkpoint:
     step: int
     state: EngineState
     metrics: dict[str, float]
+    history: TrainingHistory
 
 
 class CheckpointManager:
     """The checkpoints of one run, under a prefix of a store. It keeps the newest two and the best one.
 
     The best one has the lowest held-out metric `monitor`. Each of `world` workers writes a shard, in the background.
+    Each entry says which is the best so far: entries that are gone, or put back, do not change that.
     """
 
     def __init__(self, store: Store, prefix: str, monitor: str, rank: int = 0, world: int = 1) -> None:
         self._store, self._prefix, self._monitor = store, prefix, monitor
         self._rank, self._world = rank, world
+        self.history = TrainingHistory()
         self._writer = BackgroundWriter()
         self._attempt: str | None = None
         self._buffer: ShardBuffer | None = None
@@ -76,7 +79,9 @@ class CheckpointManager:
         if self._buffer is None or self._buffer.specs != tuple(parts[self._rank]):
             self._buffer = ShardBuffer(parts[self._rank])
         engine.gather(self._buffer.tensors)
+        self.history = self.history.after(step, metrics, self._monitor)
         note = {"step": step, "updates": engine.updates, "metrics": dict(metrics)}
+        note["history"] = self.history.model_dump(mode="json")
         self._writer.submit("checkpoint", partial(self._write, self._buffer, note))
 
     @property
@@ -125,24 +130,12 @@ class CheckpointManager:
         return sorted(int(match["step"]) for match in matches if match)
 
     def latest(self) -> Checkpoint | None:
-        """The newest checkpoint, or None before the first."""
-        steps = self.steps()
-        return self.load(steps[-1]) if steps else None
-
-    def best(self) -> Checkpoint | None:
-        """The checkpoint with the best held-out metric so far."""
-        step = self.best_step()
-        return self.load(step) if step is not None else None
-
-    def best_step(self) -> int | None:
-        """The step of the best checkpoint, from the entries themselves."""
-        values = {step: self.metrics(step).get(self._monitor, math.nan) for step in self.steps()}
-        finite = {step: value for step, value in values.items() if math.isfinite(value)}
-        return min(finite, key=lambda step: finite[step]) if finite else None
-
-    def metrics(self, step: int) -> dict[str, float]:
-        """The held-out metrics in the entry of the checkpoint of `step`."""
-        return dict(self._note(step)["metrics"])
+        """The newest checkpoint, or None before the first; what is saved next continues its history."""
+        if not (steps := self.steps()):
+            return None
+        checkpoint = self.load(steps[-1])
+        self.history = checkpoint.history
+        return checkpoint
 
     def load(self, step: int) -> Checkpoint:
         """Fetch and verify the checkpoint of `step`; its tensors are read when they are needed.
@@ -157,7 +150,8 @@ class CheckpointManager:
             files = [self._fetch(shard) for shard in note["shards"]]
             with contextlib.suppress(FileNotFoundError):  # another process made room in the cache
                 weights, moments = (StoredTensors(files, prefix) for prefix in (WEIGHTS_PREFIX, MOMENTS_PREFIX))
-                return Checkpoint(step, EngineState(weights, moments, note["updates"]), note["metrics"])
+                state = EngineState(weights, moments, note["updates"])
+                return Checkpoint(step, state, note["metrics"], note["history"])
         raise StoreError(f"checkpoint of step {step}: the cache of this machine has no space for it")
 
     def _fetch(self, shard: JsonObject) -> Path:
@@ -178,7 +172,8 @@ class CheckpointManager:
         key = self._entry_key(step)
         try:
             note: JsonObject = json.loads(self._store.get(key))
-            note = {name: note[name] for name in ("step", "updates", "metrics", "shards")}
+            note = {name: note[name] for name in ("step", "updates", "metrics", "history", "shards")}
+            note["history"] = TrainingHistory.model_validate(note["history"])
             for shard in note["shards"]:
                 check_key(shard["key"])
                 check_digest(shard["sha256"])
@@ -197,11 +192,11 @@ class CheckpointManager:
 
     def _delete_old(self) -> None:
         """Delete all but the two newest and the best, and files that killed workers left at earlier steps."""
-        steps, best = self.steps(), self.best_step()
+        steps, best = self.steps(), self.history.best_step
         for step in steps[:-2]:
             if step != best:
                 self._store.delete(self._entry_key(step))
-        retained = {step: self._note(step)["shards"] for step in {*steps[-2:], best} if step is not None}
+        retained = {step: self._note(step)["shards"] for step in steps if step == best or step in steps[-2:]}
         names = {shard["key"].removesuffix(".safetensors") for shards in retained.values() for shard in shards}
         for entry in list(self._store.list(f"{self._prefix}/step-")):
             match = _SHARD.search(entry.key)

@@ -40,7 +40,10 @@ export class Answerer {
   async ask(states, question, options) {
     const plain = (text) => text.trim().toLowerCase().replace(/\?+$/, '');
     const choices = options.length ? options : this.manifest.questions.find(({ text }) => plain(text) === plain(question))?.options;
-    return choices ? this.choose(states, question, choices) : this.write(states, question);
+    if (choices) return this.choose(states, question, choices);
+    // The answer in the model's words; if it is a value of an attribute, that is what the question is about.
+    const written = await this.write(states, question), about = this.manifest.questions.find(({ options: values }) => values.includes(written.answer));
+    return about ? this.choose(states, question, about.options) : written;
   }
 
   // The options' probabilities by the likelihoods of their texts, averaged over all rotations of their order; where they follow from a
