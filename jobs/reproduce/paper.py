@@ -139,7 +139,7 @@ class PaperReproduction(Reproduction):
         if not any(override.partition("=")[0] == "teacher.target" for override in overrides):
             self.run("precompute", "signals")
             overrides = (*overrides, "signals.source=cached")
-        return str(self.run("distill", name, *overrides).result().artifact)
+        return super().distill(name, *overrides)
 
     def compress(self, name: str, model: str, plan: str) -> str:
         """Quantize a model; returns the bundle's reference. int4 has no threshold: its loss is to be measured."""

@@ -113,7 +113,7 @@ def main() -> None:
     options = arguments.parse_args()
     jobs = Reproduction("readme", "band", workers=1)
     try:
-        student = options.student or str(jobs.run("distill", "student").result().artifact)
+        student = options.student or jobs.distill("student")
         bundle = jobs.quantize("bundle", student, "adaptive")
         run, result = jobs.evaluate(
             "figures", f"evaluate.clips={options.clips}", teacher="teacher", student=student, bundle=bundle

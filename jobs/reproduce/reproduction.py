@@ -9,12 +9,13 @@ from jobs.cli.follow import follow
 from jobs.launch.prepare import prepare
 from jobs.launch.submit import submit
 from jobs.registry import JobKind
+from tinymusician.artifacts.attestations import attestation_of
 from tinymusician.artifacts.open import open_store
 from tinymusician.artifacts.run_state import ENDED
 from tinymusician.artifacts.run_summary import effective_status
 from tinymusician.artifacts.runs import RunStore
 from tinymusician.data.shards import fingerprint
-from tinymusician.errors import TinyMusicianError
+from tinymusician.errors import TinyMusicianError, UntrustedError
 from tinymusician.evaluate.results import EvaluationResult, ModelResult
 from tinymusician.recipe import load_recipe
 
@@ -54,10 +55,26 @@ class Reproduction:
     def quantize(self, name: str, model: str, plan: str, *overrides: str) -> str:
         """Quantize a model; returns the bundle's reference."""
         run = self.run("quantize", name, f"quantize.model={model}", f"quantize.plan={plan}", *overrides)
-        return str(run.result().artifact)
+        return made_by(run)
+
+    def distill(self, name: str, *overrides: str) -> str:
+        """Distil a student; returns its reference."""
+        return made_by(self.run("distill", name, *overrides))
 
     def evaluate(self, name: str, *overrides: str, **references: str) -> tuple[RunStore, EvaluationResult]:
         """Evaluate models under the given labels; returns the run and its result."""
         models = json.dumps([f"{label}={reference}" for label, reference in references.items()])
         run = self.run("evaluate", name, f"evaluate.models={models}", *overrides)
         return run, run.report(EvaluationResult)
+
+
+def made_by(run: RunStore) -> str:
+    """The artifact that a run has made, as its driver attests.
+
+    Raises:
+        UntrustedError: it does not; the store says something else.
+    """
+    artifact = str(run.result().artifact)
+    if attestation_of(run.store, artifact).run != run.id:
+        raise UntrustedError(f"run {run.id!r}: its driver does not attest {artifact}, which {run.store.url} names")
+    return artifact

@@ -15,6 +15,7 @@ from jobs.distill import precompute
 from jobs.pipeline import Pipeline
 from jobs.registry import JobKind
 from jobs.release import promote, publish, publish_config, release_metrics, released_config
+from jobs.reproduce.reproduction import made_by
 from jobs.sign_result import sign_result
 from tests.unit.test_runs import record
 from tests.world import World
@@ -200,6 +201,15 @@ def test_result_of_a_precompute_run(world: World, monkeypatch: pytest.MonkeyPatc
     with pytest.raises(UntrustedError):
         attestation_of(world.store, bad.reference)
     assert not world.store.exists(figures_key("pre"))
+
+
+def test_result_of_a_reproduction(world: World) -> None:
+    """`make paper` reuses a run that the store says has succeeded."""
+    run, good = RunStore(world.store, "paper-student-1"), world.made(decoder="good")
+    for artifact, reason in ((planted(world), "no job has attested"), (good, "its driver does not attest")):
+        run.write_result(RunResult(artifact=artifact.reference))
+        with pytest.raises(UntrustedError, match=reason):
+            made_by(run)
 
 
 class TestPipelines:
