@@ -13,8 +13,7 @@ from playwright.sync_api import Browser, Page, expect
 
 from tests.endpoint import Endpoint, endpoint
 from tests.unit.test_answers import COLOURS
-from tests.unit.test_question_answerer import MANY, new_model, wave, write_bundle
-from tinymusician.quantize.precision import load_plan
+from tests.unit.test_question_answerer import MANY, new_model, wave, write_bundle_of_its_words
 from tinymusician.runtime.question_answerer import Answer, QuestionAnswerer
 
 pytestmark = pytest.mark.slow
@@ -29,7 +28,9 @@ MICROPHONE = (
 
 @pytest.fixture(scope="module")
 def bundle(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return write_bundle(tmp_path_factory.mktemp("bundle"), new_model(), load_plan("float32"))
+    folder = tmp_path_factory.mktemp("bundle")
+    write_bundle_of_its_words(folder, new_model(), samples_of(2.5), "What do you hear?")
+    return folder
 
 
 @pytest.fixture(scope="module")
@@ -55,10 +56,15 @@ def page(browser: Browser, here: Endpoint) -> Iterator[Page]:
     assert not faults
 
 
+def samples_of(seconds: float) -> np.ndarray:
+    """What is read of a clip's file."""
+    return np.asarray(np.round(wave(seconds) * 32767) / 32767, np.float32)
+
+
 def write_clip(folder: Path, seconds: float) -> tuple[Path, np.ndarray]:
-    samples = np.round(wave(seconds) * 32767) / 32767
+    samples = samples_of(seconds)
     soundfile.write(folder / "clip.wav", samples, 16_000, subtype="PCM_16")
-    return folder / "clip.wav", np.asarray(samples, np.float32)
+    return folder / "clip.wav", samples
 
 
 def ask(page: Page, clip: Path, question: str, options: str) -> dict[str, float]:
@@ -100,8 +106,11 @@ def test_bars_are_the_engines_probabilities(page: Page, bundle: Path, tmp_path: 
     tints = ask(page, clip, "Is it dark or light?", "dark, light")  # by the sums over the shades
     answer = expected(bundle, samples, "Is it dark or light?", ("dark", "light"))
     assert tints == pytest.approx({option.text: option.probability for option in answer.options}, abs=1e-3)
-    ask(page, clip, "What do you hear?", "")
-    assert page.locator("#answers h3").inner_text().startswith("What do you hear?")
+    words = ask(page, clip, "What do you hear?", "")  # in its words, which are values of an attribute
+    answer = expected(bundle, samples, "What do you hear?", ())
+    assert words == pytest.approx({option.text: option.probability for option in answer.options}, abs=1e-3)
+    ask(page, clip, "Is it red?", "")
+    assert page.locator("#answers h3").inner_text().startswith("Is it red?")
 
 
 def test_generated_clip_and_recording_are_identified(page: Page) -> None:

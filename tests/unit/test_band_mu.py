@@ -54,6 +54,12 @@ def test_every_instrument_is_recognized(answerer: QuestionAnswerer) -> None:
         assert answer.probability > 0.5
 
 
+def test_question_in_other_words_is_about_its_attribute(answerer: QuestionAnswerer) -> None:
+    answer = answerer.ask(answerer.read(tune("trumpet")), "Name the instrument.")
+    assert answer.answer == "trumpet"
+    assert {option.text for option in answer.options} == set(INSTRUMENTS)
+
+
 def test_key_is_that_of_the_notes(answerer: QuestionAnswerer) -> None:
     for above, key in ((0, "C major"), (2, "D major"), (7, "G major")):
         audio = answerer.read(tune("flute", above=above))

@@ -69,6 +69,15 @@ def write_bundle(
     return folder
 
 
+def write_bundle_of_its_words(folder: Path, model: AudioLM, clip: np.ndarray, question: str) -> tuple[str, ...]:
+    """A bundle that lists, as an attribute's values, what its model writes about a clip; returns these values."""
+    answerer = QuestionAnswerer(write_bundle(folder, model, load_plan("float32")), threads=1)
+    values = (answerer.ask(answerer.read(clip), question).answer, "another word")
+    words = AttributeQuestion(attribute="word", text="Which word?", options=values)
+    write_bundle(folder, model, load_plan("float32"), (*QUESTIONS, words))
+    return values
+
+
 @pytest.fixture(scope="module")
 def model() -> AudioLM:
     return new_model()
@@ -136,6 +145,15 @@ def test_free_text_is_the_greedy_one(model: AudioLM, answerer: QuestionAnswerer)
     assert answer.answer
     assert expected[0].startswith(answer.answer[:20])
     assert answer.options == ()
+
+
+def test_a_value_in_other_words_brings_all_values(tmp_path: Path, model: AudioLM) -> None:
+    values = write_bundle_of_its_words(tmp_path, model, wave(1.0), "Is it red?")
+    answerer = QuestionAnswerer(tmp_path, threads=1)
+    audio = answerer.read(wave(1.0))
+    answer = answerer.ask(audio, "Is it red?")
+    assert answer == answerer.ask(audio, "Is it red?", values)
+    assert [option.text for option in answer.options] == list(values)
 
 
 def test_question_of_the_bundle_brings_its_options(answerer: QuestionAnswerer) -> None:
