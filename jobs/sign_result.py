@@ -2,9 +2,16 @@
 
 from __future__ import annotations
 
-from tinymusician.artifacts.attestations import ArtifactAttestation, EvaluationFigures, attest, write_figures
+from tinymusician.artifacts.attestations import (
+    ArtifactAttestation,
+    EvaluationFigures,
+    attest,
+    attestation_of,
+    write_figures,
+)
 from tinymusician.artifacts.run_state import RunResult, now
 from tinymusician.artifacts.runs import RunStore
+from tinymusician.errors import UntrustedError
 from tinymusician.recipe import parse_recipe
 
 
@@ -26,3 +33,15 @@ def sign_result(run: RunStore, result: RunResult | None) -> None:
     if result.evaluated:
         write_figures(run.store, EvaluationFigures(run=run.id, models=result.evaluated, publish=publish))
     run.write_result(result)
+
+
+def made_by(run: RunStore) -> str:
+    """The artifact that a run has made, as its driver attests.
+
+    Raises:
+        UntrustedError: it does not; the store says something else.
+    """
+    artifact = str(run.result().artifact)
+    if attestation_of(run.store, artifact).run != run.id:
+        raise UntrustedError(f"run {run.id!r}: its driver does not attest {artifact}, which {run.store.url} names")
+    return artifact

@@ -17,6 +17,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple
 
 from jobs.examples.demo_page import Generated, demo_page, read_clips
+from jobs.sign_result import made_by
 from tinymusician.artifacts.keys import keys_folder, load_key
 from tinymusician.artifacts.manifest import Manifest, fetch, find
 from tinymusician.artifacts.open import open_store
@@ -104,10 +105,10 @@ def _run_chain(folder: Path, announce: Announcer) -> Chain:
     root_key = _root_key(ReleaseRegistry(store, keys_folder()))
     announce()
     _tmctl("submit", "distill", "band", "--name", name, *_SHORTER)
-    student = find(store, str(RunStore(store, name).result().artifact))
+    student = find(store, made_by(RunStore(store, name)))
     announce()
     _tmctl("submit", "quantize", "band", "--model", student.reference, "--name", f"{name}-quantize")
-    bundle = find(store, str(RunStore(store, f"{name}-quantize").result().artifact))
+    bundle = find(store, made_by(RunStore(store, f"{name}-quantize")))
     announce()
     _tmctl("artifacts", "publish", bundle.reference)
     announce()

@@ -9,13 +9,13 @@ from jobs.cli.follow import follow
 from jobs.launch.prepare import prepare
 from jobs.launch.submit import submit
 from jobs.registry import JobKind
-from tinymusician.artifacts.attestations import attestation_of
+from jobs.sign_result import made_by
 from tinymusician.artifacts.open import open_store
 from tinymusician.artifacts.run_state import ENDED
 from tinymusician.artifacts.run_summary import effective_status
 from tinymusician.artifacts.runs import RunStore
 from tinymusician.data.shards import fingerprint
-from tinymusician.errors import TinyMusicianError, UntrustedError
+from tinymusician.errors import TinyMusicianError
 from tinymusician.evaluate.results import EvaluationResult, ModelResult
 from tinymusician.recipe import load_recipe
 
@@ -66,15 +66,3 @@ class Reproduction:
         models = json.dumps([f"{label}={reference}" for label, reference in references.items()])
         run = self.run("evaluate", name, f"evaluate.models={models}", *overrides)
         return run, run.report(EvaluationResult)
-
-
-def made_by(run: RunStore) -> str:
-    """The artifact that a run has made, as its driver attests.
-
-    Raises:
-        UntrustedError: it does not; the store says something else.
-    """
-    artifact = str(run.result().artifact)
-    if attestation_of(run.store, artifact).run != run.id:
-        raise UntrustedError(f"run {run.id!r}: its driver does not attest {artifact}, which {run.store.url} names")
-    return artifact

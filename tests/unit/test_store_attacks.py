@@ -15,8 +15,7 @@ from jobs.distill import precompute
 from jobs.pipeline import Pipeline
 from jobs.registry import JobKind
 from jobs.release import promote, publish, publish_config, release_metrics, released_config
-from jobs.reproduce.reproduction import made_by
-from jobs.sign_result import sign_result
+from jobs.sign_result import made_by, sign_result
 from tests.unit.test_runs import record
 from tests.world import World
 from tinymusician.artifacts import manifest as manifests
