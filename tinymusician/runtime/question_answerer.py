@@ -25,6 +25,7 @@ from tinymusician.runtime.language_model import LanguageModel, LMState
 from tinymusician.runtime.open_session import SessionFactory
 from tinymusician.runtime.prompts import CANNOT_TELL, MAX_LETTERS, MAX_SECONDS, MIN_SECONDS, prompt_of
 from tinymusician.runtime.text import read_tokenizer
+from tinymusician.runtime.yes_no import NamedValues, named_values
 
 Samples = npt.NDArray[np.float32]
 Floats = npt.NDArray[np.float32]
@@ -129,7 +130,8 @@ class QuestionAnswerer:
         """Answer a question; with options, the answer is one of them.
 
         Without options, the answer is written out. If that is a value of an attribute, all its values are judged: the
-        question was about this attribute, in the user's words.
+        question was about this attribute, in the user's words. Yes or no follows from the probabilities of the values
+        that the question names.
 
         Raises:
             RequestError: the question is empty or too long, or the options are not several different texts.
@@ -138,8 +140,16 @@ class QuestionAnswerer:
         if choices := tuple(options) or self._listed_options(question):
             return self.choose(audio, question, choices)
         written = self.write(audio, question)
+        if named := named_values(question, written.answer, self.manifest.questions):
+            return self._yes_or_no(audio, question, named)
         values = next((one.options for one in self.manifest.questions if written.answer in one.options), ())
         return self.choose(audio, question, values) if values else written
+
+    def _yes_or_no(self, audio: AudioState, question: str, named: NamedValues) -> Answer:
+        """Yes is as probable as the values that the question names."""
+        judged = self.choose(audio, named.attribute.text, named.attribute.options)
+        yes = sum(option.probability for option in judged.options if option.text in named.values)
+        return _answer(question, ("yes", "no"), (yes, 1 - yes), judged.cannot_tell)
 
     def choose(self, audio: AudioState, question: str, options: tuple[str, ...]) -> Answer:
         """Choose one of the options by the likelihood of its text, averaged over all rotations of their order.

@@ -41,8 +41,15 @@ export class Answerer {
     const plain = (text) => text.trim().toLowerCase().replace(/\?+$/, '');
     const choices = options.length ? options : this.manifest.questions.find(({ text }) => plain(text) === plain(question))?.options;
     if (choices) return this.choose(states, question, choices);
-    // The answer in the model's words; if it is a value of an attribute, that is what the question is about.
-    const written = await this.write(states, question), about = this.manifest.questions.find(({ options: values }) => values.includes(written.answer));
+    // The answer in the model's words; if it is a value of an attribute, that is what the question is about. Yes or no follows from the
+    // probabilities of the values that the question names.
+    const written = await this.write(states, question), named = namedValues(question, written.answer, this.manifest.questions);
+    if (named) {
+      const judged = await this.choose(states, named.attribute.text, named.attribute.options);
+      const yes = judged.options.reduce((sum, { text, probability }) => sum + (named.values.includes(text) ? probability : 0), 0);
+      return answerOf(question, ['yes', 'no'], [yes, 1 - yes], judged.cannot_tell);
+    }
+    const about = this.manifest.questions.find(({ options: values }) => values.includes(written.answer));
     return about ? this.choose(states, question, about.options) : written;
   }
 
@@ -157,6 +164,25 @@ function finerQuestion(options, questions) {
     const members = options.map((option) => values.get(option.trim().toLowerCase()));
     const fine = questions.find(({ attribute }) => attribute === finer.attribute);
     if (fine && members.every(Boolean)) return { text: fine.text, options: fine.options, members };
+  }
+  return null;
+}
+
+// The attribute that a question of yes or no is about, and the values that it names, if the model has written `VALUE, so yes` or `no`.
+export function namedValues(question, written, attributes) {
+  const stated = /^(.+), so (yes|no)$/.exec(written)?.[1];
+  for (const attribute of stated ? attributes : []) {
+    const finer = Object.values(attribute.finer?.values ?? {}).flat();
+    if (![...attribute.options, ...finer].includes(stated)) continue;
+    const names = { ...Object.fromEntries(attribute.options.map((option) => [option, option])), ...attribute.synonyms }, values = [];
+    let rest = question;
+    for (const name of Object.keys(names).sort((a, b) => b.length - a.length)) {
+      const flags = name === name.toLowerCase() ? 'giu' : 'gu', plain = name.replace(/[.*+?^${}()|[\]\\]/g, '\\$&');
+      const without = rest.replace(new RegExp(`(?<![\\w#])${plain}(?![\\w#])`, flags), ' ');
+      if (without !== rest && !values.includes(names[name])) values.push(names[name]);
+      rest = without;
+    }
+    if (values.length) return { attribute, values };
   }
   return null;
 }

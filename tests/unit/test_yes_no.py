@@ -1,0 +1,51 @@
+"""Which values a question of yes or no names, in both clients."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+from pathlib import Path
+
+import pytest
+
+from tinymusician.bundle_refs import resolve_bundle
+from tinymusician.runtime.audio_lm_bundle import DEFAULT_QUESTION_BUNDLE, open_audio_lm
+from tinymusician.runtime.yes_no import named_values
+
+CASES: list[tuple[str, str, str | None, tuple[str, ...]]] = [
+    ("Is this a flute?", "fiddle, so yes", "instrument", ("flute",)),
+    ("is it a Violin", "fiddle, so no", "instrument", ("fiddle",)),
+    ("Is it a church organ or a piano?", "piano, so yes", "instrument", ("church organ", "piano")),
+    ("Is it one of the bowed strings?", "flute, so no", "family", ("bowed strings",)),
+    ("Is the key A minor?", "E major, so no", "key", ("A minor",)),
+    ("Is it in C# major?", "E major, so no", "key", ("Db major",)),
+    ("Is this a minor key?", "A minor, so yes", "mode", ("minor",)),
+    ("Is it true that it rises, then falls?", "falls, so no", "contour", ("rises, then falls",)),
+    ("Is the highest note F#?", "F, so no", "highest_note", ("F#",)),
+    ("Are 16 to 23 notes played?", "24 or more, so no", "note_count", ("16 to 23",)),
+    ("Is it quick?", "fast, so yes", None, ()),
+    ("Is this a flute?", "fiddle", None, ()),
+    ("Is this a fluted column?", "fiddle, so no", None, ()),
+    ("Is this a flute?", "nothing, so no", None, ()),
+]
+SCRIPT = """
+import { namedValues } from %s;
+const { cases, attributes } = JSON.parse(process.argv[1]);
+const named = cases.map(([question, written]) => namedValues(question, written, attributes));
+console.log(JSON.stringify(named.map((one) => one && [one.attribute.attribute, one.values])));
+"""
+
+
+@pytest.mark.parametrize(("question", "written", "attribute", "values"), CASES)
+def test_values_of_a_question(question: str, written: str, attribute: str | None, values: tuple[str, ...]) -> None:
+    named = named_values(question, written, open_audio_lm(resolve_bundle(DEFAULT_QUESTION_BUNDLE)).questions)
+    assert (named and (named.attribute.attribute, named.values)) == (attribute and (attribute, values))
+
+
+def test_the_page_finds_the_same_values() -> None:
+    attributes = open_audio_lm(resolve_bundle(DEFAULT_QUESTION_BUNDLE)).questions
+    content = {"cases": [case[:2] for case in CASES], "attributes": [one.model_dump(mode="json") for one in attributes]}
+    source = Path(__file__).parents[2] / "serve" / "page" / "device" / "answerer.js"
+    words = ["node", "--input-type=module", "-e", SCRIPT % json.dumps(source.as_uri()), json.dumps(content)]
+    by_page = json.loads(subprocess.run(words, check=True, capture_output=True, text=True).stdout)
+    assert by_page == [attribute and [attribute, list(values)] for _, _, attribute, values in CASES]
