@@ -26,7 +26,7 @@ import torch
 from benchmarks.report import report
 from tinymusician.house_band.corpus import CLIP_FRAMES, SEED, RenderedSplit, load_split
 from tinymusician.house_band.question_texts import PHRASINGS, UNANSWERABLE_HELD_OUT
-from tinymusician.house_band.skill_questions import hard_questions
+from tinymusician.house_band.skill_questions import QuestionCounts, hard_questions, training_questions
 from tinymusician.house_band.skills import SKILLS
 from tinymusician.house_band.synth import EVERY_KEY, SoundfontSynth
 from tinymusician.house_band.tunes import TUNES, load_tunes
@@ -41,7 +41,7 @@ from tinymusician.understand.bundle_answerer import BundleAnswerer
 from tinymusician.understand.questions import Question
 from tinymusician.user_folders import user_folder
 
-_UNANSWERABLE_CLIPS = 20
+_UNANSWERABLE_CLIPS, _YES_NO_PAIRS = 20, 12
 
 
 def main() -> None:
@@ -70,6 +70,7 @@ def main() -> None:
         figures |= {f"{name}/overall/high": score.overall.interval.high or 0.0}
         figures[f"{name}/cannot tell"] = score.cannot_tell or 0.0
         print(name, {part: round(each.interval.value, 3) for part, each in parts.items()}, flush=True)
+    figures |= yes_or_no(player, split)
     figures |= written(player, questions, rows, waves["as in training"])
     answers = answers_about(options.recordings, QuestionAnswerer(options.bundle)) if options.recordings else {}
     figures |= cost(options.bundle, waves["as in training"][0])
@@ -85,6 +86,21 @@ def scored(
     features = embeddings[[row_of[question.clip] for question in questions]]
     answerer = FinerAnswerer(player, player.attributes)
     return score_probabilities(name, questions, answerer.probabilities(features, questions))
+
+
+def yes_or_no(player: BundleAnswerer, split: RenderedSplit) -> dict[str, float]:
+    """Of questions of yes or no, answered `VALUE, so yes`: how often the word is right, and how often the value."""
+    questions = training_questions(split.clips, QuestionCounts(1, _YES_NO_PAIRS, 1, 1), 0)
+    questions = [question for question in questions if question.format == "yes_no"]
+    embeddings = player.embed(split.audio(np.array([question.clip for question in questions])))
+    texts = player.generate(embeddings, [question.prompt for question in questions])
+    pairs = list(zip(questions, texts, strict=True))
+    figures = {
+        "yes or no/word": float(np.mean([text.endswith(f", so {question.answer}") for question, text in pairs])),
+        "yes or no/value": float(np.mean([text.startswith(f"{question.value}, so") for question, text in pairs])),
+    }
+    print("yes or no", len(questions), figures, flush=True)
+    return figures
 
 
 def written(player: BundleAnswerer, questions: list[Question], rows: list[int], waves_BN: Floats) -> dict[str, float]:

@@ -82,7 +82,7 @@ def test_key_is_that_of_the_notes(answerer: QuestionAnswerer) -> None:
     ],
 )
 def test_questions_as_people_write_them(answerer: QuestionAnswerer, question: str, answer: str) -> None:
-    """None of these sentences is in the training."""
+    """Yes or no in training sentences; the others are in no training."""
     assert answerer.ask(answerer.read(tune("fiddle")), question).answer == answer
 
 

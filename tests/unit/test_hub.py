@@ -117,7 +117,8 @@ def test_a_submission_pins_the_commit(hub: list[str], tmp_path: Path) -> None:
     assert lines[-1].startswith("evaluate.clap: is not pinned to a commit, as model 'me/private': the hub answers 401")
 
 
-def test_without_a_connection_the_commit_is_that_of_the_cache(hub: list[str], monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.usefixtures("hub")
+def test_without_a_connection_the_commit_is_that_of_the_cache(monkeypatch: pytest.MonkeyPatch) -> None:
     download(with_commit("me/tiny"))  # as workers do: no name of a branch is in the cache
     monkeypatch.setattr(constants, "HF_HUB_OFFLINE", True)
     reset_sessions()
@@ -126,7 +127,6 @@ def test_without_a_connection_the_commit_is_that_of_the_cache(hub: list[str], mo
     for name in ("me/other", "me/tiny@v1", "no/hub/id"):
         with pytest.raises(ModelError, match=f"model '{name}': "):
             with_commit(name)
-    assert hub
 
 
 @pytest.mark.parametrize(
