@@ -247,6 +247,8 @@ def stop(run: RunStore) -> None:
     except RuntimeError as error:
         message = f"cluster {record.cluster} no longer knows its job; continue it with --resume {run.id}"
         raise RunError(f"run {run.id!r}: {message}") from error
+    except OSError as error:
+        raise ClusterError(f"cluster {record.cluster}: ended the connection ({error}); try again") from error
 
 
 def reconcile(run: RunStore) -> None:
@@ -259,7 +261,7 @@ def reconcile(run: RunStore) -> None:
         job = client.get_job_info(record.submission)
     except UntrustedClusterError:  # others know what became of it
         return
-    except (ClusterError, RuntimeError):
+    except (ClusterError, RuntimeError, OSError):  # OSError: requests' errors, when a dashboard ends meanwhile
         if _is_lost(run):
             run.fail(f"cluster {record.cluster} was lost before the job started; continue it with --resume")
         return
@@ -299,7 +301,7 @@ def alive_checker(named: str | None = None) -> IsAlive:
             return False
         try:
             return str(client.get_job_status(record.submission)) in _ALIVE
-        except RuntimeError:
+        except (RuntimeError, OSError):
             return False
 
     return ask

@@ -314,7 +314,8 @@ def test_models_from_elsewhere_are_trained_on(ray: Ray, store: LocalStore, tmp_p
 
     write_tunes(ray)
     words = Tokenizer.from_file(str(WEIGHTS / "band-mu" / "tokenizer.json"))
-    config = LlamaConfig(640, 32, 32, 1, 4, 2, tie_word_embeddings=True, bos_token_id=0, eos_token_id=0)
+    size = words.get_vocab_size()
+    config = LlamaConfig(size, 32, 32, 1, 4, 2, tie_word_embeddings=True, bos_token_id=0, eos_token_id=0)
     LlamaForCausalLM(config).save_pretrained(tmp_path / "lm")
     words.save(str(tmp_path / "lm" / "tokenizer.json"))
     assert tmctl(ray, store, "artifacts", "import", str(tmp_path / "lm"), "--name", "small-lm").returncode == 0
@@ -336,7 +337,7 @@ def test_models_from_elsewhere_are_trained_on(ray: Ray, store: LocalStore, tmp_p
     tuned, band_mu = loaded.audio_encoder.state_dict(), load_audio_lm(WEIGHTS / "band-mu").audio_encoder.state_dict()
     moved = {name: (tuned[name] - value).abs().max().item() for name, value in band_mu.items()}
     assert 0 < max(moved.values()) < 0.1
-    assert loaded.shape.lm == LanguageModelShape(640, 32, 1, 4, 2, 32, 10_000.0, 2048, 1e-6, 0)
+    assert loaded.shape.lm == LanguageModelShape(size, 32, 1, 4, 2, 32, 10_000.0, 2048, 1e-6, 0)
     assert (tmp_path / "out" / "tokenizer.json").read_text() == words.to_str()
     trained = loaded.lm.state_dict()
     given = LlamaForCausalLM.from_pretrained(tmp_path / "lm").state_dict()

@@ -124,7 +124,9 @@ def test_non_finite_steps_are_skipped_up_to_the_limit(ray: Ray, recipe: Path, st
     )
     ended = tmctl(ray, store, "submit", "distill", str(recipe), *settings(wild), "--name", "wild")
     assert ended.returncode == 1
-    (line,) = [line for line in ended.stdout.splitlines() if line]
+    lines = [line for line in ended.stdout.splitlines() if line]
+    assert len(lines) == 1, ended.stdout + ended.stderr
+    (line,) = lines
     assert "on rows" in line
     assert "the last good checkpoint is of step 0" in line
     run = RunStore(store, "wild")

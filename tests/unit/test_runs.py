@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from datetime import timedelta
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
+from threading import Thread
 
 import pytest
 
 from jobs.cli.compare_runs import comparison_page, differing_settings, read_run, result_rows
-from jobs.launch.submit import reconcile, resume_target
+from jobs.launch.submit import is_alive, reconcile, resume_target, stop
 from jobs.launch.trusted_clusters import remember_cluster
 from jobs.pipeline import Pipeline
 from tinymusician.artifacts.append_log import AppendLog
@@ -17,7 +20,7 @@ from tinymusician.artifacts.run_state import Allocation, PipelineStep, RunRecord
 from tinymusician.artifacts.run_summary import list_runs, summarize
 from tinymusician.artifacts.runs import RunStore
 from tinymusician.artifacts.store import LocalStore
-from tinymusician.errors import KeyFileError, RunError
+from tinymusician.errors import ClusterError, KeyFileError, RunError
 from tinymusician.recipe import load_recipe
 
 
@@ -236,3 +239,44 @@ def test_pipeline_without_a_release_key_fails_before_its_first_step(
     with pytest.raises(KeyFileError, match=r"the release key is not here.*--until evaluate"):
         Pipeline(run).run()
     assert {step.state for step in run.pipeline()} <= {"PENDING", "SKIPPED"}
+
+
+class DashboardThatEnds(BaseHTTPRequestHandler):
+    """Answers the first request of a client of Ray's Jobs API, and closes the connection of every other."""
+
+    def do_GET(self) -> None:
+        if self.path != "/api/version":
+            return
+        body = b'{"version": "4", "ray_version": "2.0.0", "ray_commit": ""}'
+        self.send_response(200)
+        self.send_header("Content-Length", str(len(body)))
+        self.end_headers()
+        self.wfile.write(body)
+
+    def do_POST(self) -> None:
+        return
+
+    def log_message(self, *_: object) -> None:
+        return
+
+
+@pytest.fixture
+def dashboard_that_ends() -> Iterator[str]:
+    with ThreadingHTTPServer(("127.0.0.1", 0), DashboardThatEnds) as server:
+        Thread(target=server.serve_forever, daemon=True).start()
+        yield f"http://127.0.0.1:{server.server_port}"
+        server.shutdown()
+
+
+@pytest.mark.usefixtures("cluster_of_this_machine")
+def test_a_dashboard_that_ends_between_two_requests(store: LocalStore, dashboard_that_ends: str) -> None:
+    """It says nothing about the job: who watches the run goes on, who stops it learns that nobody answered."""
+    remember_cluster(dashboard_that_ends)
+    run = RunStore(store, "r1")
+    run.write_record(record("r1", cluster=dashboard_that_ends))
+    run.submit()
+    reconcile(run)
+    assert run.status().state == "PENDING"
+    assert not is_alive(run.record())
+    with pytest.raises(ClusterError, match=r"ended the connection .*; try again"):
+        stop(run)
