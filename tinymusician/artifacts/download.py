@@ -17,6 +17,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import BinaryIO
 
+from tinymusician.artifacts.background_flush import BackgroundFlush
 from tinymusician.artifacts.blobs import blob_key, digest_of
 from tinymusician.artifacts.release import ReleasedFile
 from tinymusician.artifacts.sources import CHUNK, RangeResponse, Source
@@ -195,8 +196,9 @@ def _continue(
             f"{source.url if from_one_source else ''}\n{response.tag if from_one_source else ''}"
         )
         on_progress(-received if not response.start else 0)
-        with partial.open("r+b" if response.start else "w+b") as out:
-            return _append(response, out, file, on_progress, _Pace(source.url, limiter, mirrors.slow_seconds))
+        pace = _Pace(source.url, limiter, mirrors.slow_seconds)
+        with partial.open("r+b" if response.start else "w+b") as out, BackgroundFlush(out) as flush:
+            return _append(response, out, file, on_progress, pace, flush)
 
 
 class _Pace:
@@ -234,7 +236,12 @@ class _Pace:
 
 
 def _append(
-    response: RangeResponse, out: BinaryIO, file: ReleasedFile, on_progress: ProgressCallback, pace: _Pace
+    response: RangeResponse,
+    out: BinaryIO,
+    file: ReleasedFile,
+    on_progress: ProgressCallback,
+    pace: _Pace,
+    flush: BackgroundFlush,
 ) -> str:
     url, sha256 = pace.url, hashlib.sha256()
     while response.start and (block := out.read(CHUNK)):
@@ -248,6 +255,7 @@ def _append(
             on_progress(len(chunk) - response.start - received)
             raise DigestMismatchError(f"{url}: sends more than the {file.size} bytes of {file.path}")
         out.write(chunk)
+        flush.add(len(chunk))
         sha256.update(chunk)
         on_progress(len(chunk))
         pace.check(len(chunk), file.size - response.start - received)
