@@ -10,6 +10,7 @@ import sys
 import time
 import urllib.request
 from collections.abc import Callable, Iterator
+from functools import partial
 from pathlib import Path
 from typing import NamedTuple
 
@@ -58,15 +59,26 @@ def s3_server(root: Path, host: str = "127.0.0.1") -> Iterator[S3Server]:
             running["proxy"] = start("proxy")
             wait_until_healthy(f"{endpoint}/healthcheck", root)
 
+        for name in ("account", "container", "object"):  # without them, a healthy proxy answers 503
+            wait_until(partial(connect, ports[name]), root)
         wait_until_healthy(f"{endpoint}/healthcheck", root)
         yield S3Server(endpoint, "test:tester", "testing-secret", gone)
 
 
+def connect(port: int) -> None:
+    socket.create_connection(("127.0.0.1", port), timeout=1).close()
+
+
 def wait_until_healthy(url: str, root: Path) -> None:
+    wait_until(lambda: urllib.request.urlopen(url, timeout=1).read(), root)
+
+
+def wait_until(answers: Callable[[], object], root: Path) -> None:
+    """Wait until a call raises no OSError."""
     deadline = time.monotonic() + 60
     while time.monotonic() < deadline:
         with contextlib.suppress(OSError):
-            urllib.request.urlopen(url, timeout=1).read()
+            answers()
             return
         time.sleep(0.1)
     logs = "\n".join(path.read_text()[-1500:] for path in root.glob("*.log"))
