@@ -8,6 +8,7 @@ import tomllib
 from pathlib import Path
 
 import pytest
+from packaging.requirements import Requirement
 
 ROOT = Path(__file__).parents[2]
 LOCKS = ROOT / "infra" / "locks"
@@ -85,3 +86,20 @@ def test_packages_of_the_page_have_integrities() -> None:
     entries = {name.removeprefix("node_modules/"): entry for name, entry in lock["packages"].items() if name}
     assert {name: entries[name]["version"] for name in direct} == direct
     assert all(entry["integrity"].startswith("sha512-") for entry in entries.values())
+
+
+@pytest.mark.parametrize(
+    ("package", "excluded", "reason"),
+    [
+        ("onnxruntime", "1.23.2", "loads external data outside a graph's folder"),
+        ("transformers", "4.58.0", "Optimum's exporter does not support it"),
+        ("fastapi", "0.131.0", "reads a body of another Content-Type as JSON"),
+    ],
+)
+def test_releases_that_must_not_be_installed(package: str, excluded: str, reason: str) -> None:
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
+    stated = [*project["dependencies"], *(one for extra in project["optional-dependencies"].values() for one in extra)]
+    bounds = [one.specifier for one in map(Requirement, stated) if plain(one.name) == package]
+    assert bounds
+    assert all(not bound.contains(excluded) for bound in bounds), reason
+    assert all(bound.contains(constraints()[package]) for bound in bounds)
