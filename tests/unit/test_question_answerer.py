@@ -182,8 +182,8 @@ def test_long_audio_is_the_mean_of_its_windows(answerer: QuestionAnswerer) -> No
     pieces = [wave(1.0, seed) for seed in range(10)]
     audio = answerer.read(np.concatenate(pieces))
     assert (audio.info.windows, audio.info.audio_seconds) == (10, 10.0)
-    answer = answerer.ask(audio, "Which shade?", MANY)
-    alone = [answerer.ask(answerer.read(piece), "Which shade?", MANY) for piece in pieces]
+    answer = answerer.choose(audio, "Which shade?", MANY)
+    alone = [answerer.choose(answerer.read(piece), "Which shade?", MANY) for piece in pieces]
     logs = np.log([[option.probability for option in each.options] for each in alone])
     weights = np.array([1 - each.cannot_tell for each in alone])
     expected = softmax(np.asarray(weights @ logs / weights.sum()))
@@ -204,6 +204,15 @@ def test_silent_windows_change_nothing() -> None:
 def test_longer_audio_has_no_answers_of_single_windows(answerer: QuestionAnswerer) -> None:
     answers = answerer.ask_all(answerer.read(wave(2.0)))
     assert [answer.attribute for answer in answers] == ["colour"]
+
+
+@pytest.mark.parametrize(("question", "options"), [("which shade", ()), ("Which shade?", MANY), ("One?", MANY[:3])])
+def test_an_attribute_of_a_window_is_none_of_longer_audio(
+    answerer: QuestionAnswerer, question: str, options: tuple[str, ...]
+) -> None:
+    assert answerer.ask(answerer.read(wave(1.0)), question, options).options
+    with pytest.raises(RequestError, match=r"audio: lasts 2 s; at most 1 s are allowed for 'Which shade\?', which has"):
+        answerer.ask(answerer.read(wave(2.0)), question, options)
 
 
 def test_work_ends_when_it_is_cancelled(answerer: QuestionAnswerer) -> None:

@@ -11,7 +11,7 @@ import random
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
-from tinymusician.house_band.attributes import INSTRUMENTS
+from tinymusician.house_band.attributes import INSTRUMENTS, TEMPI
 from tinymusician.house_band.corpus import Clip
 from tinymusician.house_band.question_texts import CAPTIONS, PHRASINGS, UNANSWERABLE, varied
 from tinymusician.house_band.skills import SKILLS, Skill
@@ -43,7 +43,7 @@ _SYNONYMS: Mapping[str, tuple[str, ...]] = {
 _SYNONYM_SHARE = 0.25
 _PROMPT_NAMES: Mapping[str, Mapping[str, str]] = {
     "instrument": {name: value for value in INSTRUMENTS for name in _SYNONYMS.get(value, ())},
-    "tempo": {"moderate": "medium"},
+    "tempo": {name: value for value in TEMPI for name in _SYNONYMS[value]},
     "key": {
         f"{name} {mode}": f"{tonic} {mode}"
         for name, tonic in (("C#", "Db"), ("D#", "Eb"), ("Gb", "F#"), ("G#", "Ab"), ("A#", "Bb"))

@@ -6,7 +6,6 @@ score of a claim is the probability of that answer among all answers (arXiv 2601
 
 from __future__ import annotations
 
-import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
@@ -15,6 +14,7 @@ import numpy as np
 
 from tinymusician.errors import RequestError
 from tinymusician.runtime.audio_lm_bundle import AttributeQuestion
+from tinymusician.runtime.value_names import named_values
 
 if TYPE_CHECKING:
     from tinymusician.runtime.question_answerer import AudioState, Check, QuestionAnswerer, Samples
@@ -32,13 +32,8 @@ class PromptClaim:
 
 def claims_of(prompt: str, questions: Sequence[AttributeQuestion]) -> tuple[PromptClaim, ...]:
     """The claims of a prompt, at most one of each attribute; a prompt that names two values of one claims neither."""
-    claims = []
-    for question in claimable(questions):
-        names = {**{option: option for option in question.options}, **question.synonyms}
-        values = {value for name, value in names.items() if _occurs(name, prompt)}
-        if len(values) == 1:
-            claims.append(PromptClaim(question, values.pop()))
-    return tuple(claims)
+    named = [(question, named_values(prompt, question)) for question in claimable(questions)]
+    return tuple(PromptClaim(question, values[0]) for question, values in named if len(values) == 1)
 
 
 def claimable(questions: Sequence[AttributeQuestion]) -> list[AttributeQuestion]:
@@ -70,9 +65,3 @@ def rankable_claims(prompt: str, questions: Sequence[AttributeQuestion]) -> tupl
         return claims
     names = "; ".join(f"{q.attribute} ({', '.join(q.options[:3])}, …)" for q in claimable(questions))
     raise RequestError(f"best_of: the prompt names nothing that clips can be ranked by: {names}", "best_of")
-
-
-def _occurs(name: str, text: str) -> bool:
-    """Whether a name stands in a text, as whole words. A name with capitals must have them: `a minor key` is no key."""
-    flags = re.IGNORECASE if name == name.lower() else 0
-    return re.search(rf"(?<![\w#]){re.escape(name)}(?![\w#])", text, flags) is not None

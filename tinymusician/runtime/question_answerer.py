@@ -10,7 +10,7 @@ from __future__ import annotations
 import math
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
@@ -25,7 +25,7 @@ from tinymusician.runtime.language_model import LanguageModel, LMState
 from tinymusician.runtime.open_session import SessionFactory
 from tinymusician.runtime.prompts import CANNOT_TELL, MAX_LETTERS, MAX_SECONDS, MIN_SECONDS, prompt_of
 from tinymusician.runtime.text import read_tokenizer
-from tinymusician.runtime.yes_no import NamedValues, named_values
+from tinymusician.runtime.yes_no import YesNoQuestion, yes_no_question
 
 Samples = npt.NDArray[np.float32]
 Floats = npt.NDArray[np.float32]
@@ -131,24 +131,49 @@ class QuestionAnswerer:
 
         Without options, the answer is written out. If that is a value of an attribute, all its values are judged: the
         question was about this attribute, in the user's words. Yes or no follows from the probabilities of the values
-        that the question names.
+        that the question names; if it names none, the answer is the attribute's value.
 
         Raises:
-            RequestError: the question is empty or too long, or the options are not several different texts.
+            RequestError: the question is empty or too long, the options are not several different texts, or the
+                attribute is one of a window, and the audio is longer.
         """
         check_question(question, options)
-        if choices := tuple(options) or self._listed_options(question):
-            return self.choose(audio, question, choices)
+        questions = self.manifest.questions
+        if options:
+            self._check_windows(audio, next((one for one in questions if set(options) <= set(one.options)), None))
+            return self.choose(audio, question, tuple(options))
+        if listed := next((one for one in questions if _plain(one.text) == _plain(question)), None):
+            self._check_windows(audio, listed)
+            return self.choose(audio, question, listed.options)
         written = self.write(audio, question)
-        if named := named_values(question, written.answer, self.manifest.questions):
-            return self._yes_or_no(audio, question, named)
-        values = next((one.options for one in self.manifest.questions if written.answer in one.options), ())
-        return self.choose(audio, question, values) if values else written
+        if about := yes_no_question(question, written.answer, questions):
+            self._check_windows(audio, about.attribute)
+            return self._yes_or_no(audio, question, about)
+        if attribute := next((one for one in questions if written.answer in one.options), None):
+            self._check_windows(audio, attribute)
+            return self.choose(audio, question, attribute.options)
+        return written
 
-    def _yes_or_no(self, audio: AudioState, question: str, named: NamedValues) -> Answer:
-        """Yes is as probable as the values that the question names."""
-        judged = self.choose(audio, named.attribute.text, named.attribute.options)
-        yes = sum(option.probability for option in judged.options if option.text in named.values)
+    def _check_windows(self, audio: AudioState, about: AttributeQuestion | None) -> None:
+        """Check that an attribute of a window, such as its number of notes, is not taken for one of longer audio.
+
+        Raises:
+            RequestError: it would be.
+        """
+        if about is not None and about.per_window and audio.info.windows > 1:
+            window = self.shape.window_seconds
+            raise RequestError(
+                f"audio: lasts {audio.info.audio_seconds:g} s; at most {window:g} s are allowed for {about.text!r}, "
+                "which has another answer for each part",
+                "audio",
+            )
+
+    def _yes_or_no(self, audio: AudioState, question: str, about: YesNoQuestion) -> Answer:
+        """Yes is as probable as the values that the question names; without such values, theirs are the answer."""
+        judged = self.choose(audio, about.attribute.text, about.attribute.options)
+        if not about.values:
+            return replace(judged, question=question)
+        yes = sum(option.probability for option in judged.options if option.text in about.values)
         return _answer(question, ("yes", "no"), (yes, 1 - yes), judged.cannot_tell)
 
     def choose(self, audio: AudioState, question: str, options: tuple[str, ...]) -> Answer:
@@ -182,11 +207,6 @@ class QuestionAnswerer:
         answer = self.ask(audio, question.text, question.options)
         return Answer(**{**vars(answer), "attribute": question.attribute})
 
-    def _listed_options(self, question: str) -> tuple[str, ...]:
-        """The possible answers to a question that the bundle lists."""
-        plain = question.strip().casefold().rstrip("?")
-        return next((q.options for q in self.manifest.questions if q.text.casefold().rstrip("?") == plain), ())
-
     def write(self, audio: AudioState, question: str, options: Sequence[str] = ()) -> Answer:
         """Free text: of the windows' most probable texts, the one that is most probable in all windows."""
         prompt = self.tokenizer.encode(prompt_of(question, options)).ids
@@ -213,6 +233,10 @@ class QuestionAnswerer:
             audio.check()
             logs.append(self.lm.log_likelihoods(self.lm.read_text(state, prompt), texts))
         return np.concatenate(logs)
+
+
+def _plain(question: str) -> str:
+    return question.strip().casefold().rstrip("?")
 
 
 def check_length(seconds: float) -> None:

@@ -1,6 +1,6 @@
 """Yes or no about an attribute, by the probabilities of its values.
 
-A small language model that was asked whether this is a flute hears that it is a fiddle, and says yes half of the time.
+A small language model that is asked whether a fiddle is a flute recognizes the fiddle, and says yes half of the time.
 """
 
 from __future__ import annotations
@@ -10,39 +10,38 @@ from collections.abc import Sequence
 from typing import NamedTuple
 
 from tinymusician.runtime.audio_lm_bundle import AttributeQuestion
+from tinymusician.runtime.value_names import named_values
 
 _WRITTEN = re.compile(r"(?P<value>.+), so (yes|no)")
+_COMPARISON = re.compile(r"\b(than|not|never|neither|nor|without)\b|n't\b", re.IGNORECASE)
 
 
-class NamedValues(NamedTuple):
-    """The attribute that a question of yes or no is about, and those of its values that the question names."""
+class YesNoQuestion(NamedTuple):
+    """The attribute that a question of yes or no is about, and the values for which the answer is yes.
+
+    Without values the question cannot be decided by them; only the attribute's own question can be answered.
+    """
 
     attribute: AttributeQuestion
     values: tuple[str, ...]
 
 
-def named_values(question: str, written: str, attributes: Sequence[AttributeQuestion]) -> NamedValues | None:
-    """What a question of yes or no names, if the model has written `VALUE, so yes` or `no`; or None.
+def yes_no_question(question: str, written: str, attributes: Sequence[AttributeQuestion]) -> YesNoQuestion | None:
+    """What a question of yes or no is about, if the model has written `VALUE, so yes` or `no`; None otherwise.
 
-    The value that it hears tells the attribute, or one that follows from it: `A minor` is about the key or the mode.
+    The value tells the attribute, or one that follows from it: `A minor` is about the key or the mode. A question that
+    compares or negates, or that names all values or none, has no values.
     """
     if (parts := _WRITTEN.fullmatch(written)) is None:
         return None
-    for attribute in attributes:
-        finer = () if attribute.finer is None else [key for keys in attribute.finer.values.values() for key in keys]
-        if parts["value"] in (*attribute.options, *finer) and (values := _named(question, attribute)):
-            return NamedValues(attribute, values)
-    return None
+    about = [attribute for attribute in attributes if parts["value"] in (*attribute.options, *_finer(attribute))]
+    if _COMPARISON.search(question) is None:
+        for attribute in about:
+            if 0 < len(values := named_values(question, attribute)) < len(attribute.options):
+                return YesNoQuestion(attribute, values)
+    return next((YesNoQuestion(one, ()) for one in about if parts["value"] in one.options), None)
 
 
-def _named(question: str, attribute: AttributeQuestion) -> tuple[str, ...]:
-    """The values of an attribute that a question names, or their synonyms, the longest first; none twice."""
-    names = {**{option: option for option in attribute.options}, **attribute.synonyms}
-    values, rest = [], question
-    for name in sorted(names, key=len, reverse=True):
-        flags = re.IGNORECASE if name == name.lower() else 0  # `a minor key` does not name the key of A minor
-        pattern = re.compile(rf"(?<![\w#]){re.escape(name)}(?![\w#])", flags)
-        if pattern.search(rest):
-            rest = pattern.sub(" ", rest)
-            values.append(names[name])
-    return tuple(dict.fromkeys(values))
+def _finer(attribute: AttributeQuestion) -> list[str]:
+    """The finer attribute's values from which the attribute's follow."""
+    return [value for values in attribute.finer.values.values() for value in values] if attribute.finer else []

@@ -37,20 +37,29 @@ export class Answerer {
     return answers;
   }
 
+  // It follows `ask` of question_answerer.py.
   async ask(states, question, options) {
-    const plain = (text) => text.trim().toLowerCase().replace(/\?+$/, '');
-    const choices = options.length ? options : this.manifest.questions.find(({ text }) => plain(text) === plain(question))?.options;
-    if (choices) return this.choose(states, question, choices);
-    // The answer in the model's words; if it is a value of an attribute, that is what the question is about. Yes or no follows from the
-    // probabilities of the values that the question names.
-    const written = await this.write(states, question), named = namedValues(question, written.answer, this.manifest.questions);
-    if (named) {
-      const judged = await this.choose(states, named.attribute.text, named.attribute.options);
-      const yes = judged.options.reduce((sum, { text, probability }) => sum + (named.values.includes(text) ? probability : 0), 0);
-      return answerOf(question, ['yes', 'no'], [yes, 1 - yes], judged.cannot_tell);
+    const plain = (text) => text.trim().toLowerCase().replace(/\?+$/, ''), { questions } = this.manifest;
+    if (options.length) {
+      this.#checkWindows(states, questions.find(({ options: values }) => options.every((option) => values.includes(option))));
+      return this.choose(states, question, options);
     }
-    const about = this.manifest.questions.find(({ options: values }) => values.includes(written.answer));
-    return about ? this.choose(states, question, about.options) : written;
+    const listed = questions.find(({ text }) => plain(text) === plain(question));
+    this.#checkWindows(states, listed);
+    if (listed) return this.choose(states, question, listed.options);
+    const written = await this.write(states, question), yesNo = yesNoQuestion(question, written.answer, questions);
+    const about = yesNo?.attribute ?? questions.find(({ options: values }) => values.includes(written.answer));
+    this.#checkWindows(states, about);
+    if (!yesNo) return about ? this.choose(states, question, about.options) : written;
+    const judged = await this.choose(states, about.text, about.options);
+    if (!yesNo.values.length) return { ...judged, question };
+    const yes = judged.options.reduce((sum, { text, probability }) => sum + (yesNo.values.includes(text) ? probability : 0), 0);
+    return answerOf(question, ['yes', 'no'], [yes, 1 - yes], judged.cannot_tell);
+  }
+
+  #checkWindows(states, about) {
+    const { window_seconds: window } = this.shape;
+    if (about?.per_window && states.length > 1) throw new Error(`At most ${window} s are allowed for “${about.text}”, which has another answer for each part.`);
   }
 
   // The options' probabilities by the likelihoods of their texts, averaged over all rotations of their order; where they follow from a
@@ -168,23 +177,38 @@ function finerQuestion(options, questions) {
   return null;
 }
 
-// The attribute that a question of yes or no is about, and the values that it names, if the model has written `VALUE, so yes` or `no`.
-export function namedValues(question, written, attributes) {
-  const stated = /^(.+), so (yes|no)$/.exec(written)?.[1];
-  for (const attribute of stated ? attributes : []) {
-    const finer = Object.values(attribute.finer?.values ?? {}).flat();
-    if (![...attribute.options, ...finer].includes(stated)) continue;
-    const names = { ...Object.fromEntries(attribute.options.map((option) => [option, option])), ...attribute.synonyms }, values = [];
-    let rest = question;
-    for (const name of Object.keys(names).sort((a, b) => b.length - a.length)) {
-      const flags = name === name.toLowerCase() ? 'giu' : 'gu', plain = name.replace(/[.*+?^${}()|[\]\\]/g, '\\$&');
-      const without = rest.replace(new RegExp(`(?<![\\w#])${plain}(?![\\w#])`, flags), ' ');
-      if (without !== rest && !values.includes(names[name])) values.push(names[name]);
-      rest = without;
+// The attribute that a question of yes or no is about, and the values for which the answer is yes; it follows tinymusician/runtime/yes_no.py.
+export function yesNoQuestion(question, written, attributes) {
+  const value = /^(.+), so (yes|no)$/.exec(written)?.[1];
+  const finer = (attribute) => Object.values(attribute.finer?.values ?? {}).flat();
+  const about = attributes.filter((attribute) => [...attribute.options, ...finer(attribute)].includes(value));
+  if (!/\b(than|not|never|neither|nor|without)\b|n't\b/i.test(question)) {
+    for (const attribute of about) {
+      const values = namedValues(question, attribute);
+      if (values.length && values.length < attribute.options.length) return { attribute, values };
     }
-    if (values.length) return { attribute, values };
   }
-  return null;
+  const attribute = about.find(({ options }) => options.includes(value));
+  return attribute ? { attribute, values: [] } : null;
+}
+
+// The attribute's values that a text names; it follows tinymusician/runtime/value_names.py.
+function namedValues(text, attribute) {
+  const names = { ...Object.fromEntries(attribute.options.map((option) => [option, option])), ...attribute.synonyms }, values = [];
+  const accidentals = { sharp: '#', flat: 'b', '♯': '#', '♭': 'b' };
+  let rest = text.trim().replace(/\b([a-g])[\s-]?(sharp|flat|♯|♭)/gi, (_, letter, sign) => letter + accidentals[sign.toLowerCase()]);
+  for (const name of Object.keys(names).sort((a, b) => b.length - a.length)) {
+    const without = patterns(name).reduce((left, pattern) => left.replace(pattern, ' '), rest);
+    if (without !== rest && !values.includes(names[name])) values.push(names[name]);
+    rest = without;
+  }
+  return values;
+}
+
+function patterns(name) {
+  const words = `(?<![\\w#'])${name.replace(/[.*+?^${}()|[\]\\]/g, '\\$&')}`, end = '(?![\\w#])';
+  if (name !== 'A' && !name.startsWith('A ')) return [new RegExp(words + end, 'giu')];
+  return [new RegExp(`(?<=\\s)${words}${end}`, 'gu'), new RegExp(`${words}(?=\\s*(?:[,;:.?!]|$))`, 'gu'), new RegExp(`${words}(?=[\\s.?!]*$)`, 'giu')];
 }
 
 function promptOf(text, options) {
