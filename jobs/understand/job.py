@@ -107,10 +107,10 @@ def _publish(context: WorkerContext, data: UnderstandData, folder: Path, kind: s
 
 
 def _headline(result: BenchmarkResult) -> JsonObject:
-    """The figures of a model's score that thresholds and tables use."""
+    """The figures of a model's score that thresholds and tables use; a control without an interval is not at chance."""
     score = result.model
     figures = {attribute: each.interval.value for attribute, each in score.attributes.items()}
-    leaks = sum(control.overall.contains_chance is False for control in result.controls)
+    leaks = sum(control.overall.contains_chance is not True for control in result.controls)
     headline = {"accuracy": score.overall.interval.value, "circular": score.circular, "controls_not_at_chance": leaks}
     return {**headline, **figures}
 

@@ -240,6 +240,22 @@ def test_interval_over_clusters_is_wider_than_over_outcomes() -> None:
     assert wide.high == pytest.approx(0.5 + 2.576 * error, abs=0.02)
 
 
+def test_interval_of_all_clusters_alike_is_the_exact_one() -> None:
+    """Of 40 clusters, however large, all are right: at the lower edge p, that has the probability p^40 = 2.5 %."""
+    clusters = [str(number) for number in np.repeat(np.arange(40), 3)]
+    interval = cluster_interval(np.ones(120), clusters)
+    assert (interval.low, interval.high) == (pytest.approx(0.025 ** (1 / 40)), 1.0)
+    none = cluster_interval(np.zeros(120), clusters, level=0.99)
+    assert (none.low, none.high) == (0.0, pytest.approx(1 - 0.005 ** (1 / 40)))
+
+
+def test_another_tune_is_of_another_family() -> None:
+    """The clips of two tunes: for each question, a clip of the other one."""
+    items = [choice(clip).model_copy(update={"tune": "even" if clip % 2 == 0 else "odd"}) for clip in range(CLIPS)]
+    others = other_tunes(items, seed=0)
+    assert all((clip - question.clip) % 2 == 1 for clip, question in zip(others, items, strict=True))
+
+
 def test_majority_and_other_tunes() -> None:
     items = [choice(clip) for clip in range(CLIPS)]
     training = [choice(1), choice(5), choice(2)]

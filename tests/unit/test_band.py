@@ -12,6 +12,7 @@ import pytest
 import torch
 
 from tinymusician.house_band.attributes import INSTRUMENTS, TEMPI, ClipAttributes, aspects, caption, sentence
+from tinymusician.house_band.corpus import load_split
 from tinymusician.house_band.dedup import families
 from tinymusician.house_band.synth import HIGHEST, HOP, LOWEST, Note, SoundfontSynth, choose_facts, notes_on_grid
 from tinymusician.house_band.train_lm import cross_entropy_per_codebook, unigram_entropy
@@ -52,6 +53,18 @@ def test_families_are_transitive() -> None:
     melodies = [one, other, one + other, trill, [5 + pitch for pitch in trill]]
     assert families(["a", "b", "c", "d", "e"], melodies) == [0, 0, 0, 3, 4]
     assert families(["a", "b", "a"], [one, other, trill]) == [0, 1, 0]
+
+
+def test_clips_of_settings_of_one_tune_have_one_family(tmp_path: Path) -> None:
+    melody = np.random.default_rng(0).integers(60, 80, 40)
+    tunes = [tune_of("One", melody), tune_of("Its Other Name", melody + 2), tune_of("Two", melody[::-1])]
+    clips = load_split(tmp_path, tunes, "train", 12, 0).clips
+    assert {(clip.facts.title, clip.family) for clip in clips} == {
+        ("One", "one"),
+        ("Its Other Name", "one"),
+        ("Two", "two"),
+    }
+    assert load_split(tmp_path, tunes, "train", 12, 0).clips == clips, "read from the disk"
 
 
 def tune_of(title: str, melody: Any) -> Tune:

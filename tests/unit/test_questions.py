@@ -39,7 +39,7 @@ def clip(pitches: tuple[int, ...] = SCALE, length: int = 25, meter: str = "4/4",
     given = {"title": "A Reel", "start": 0.0, "instrument": "flute", "tempo": "medium", "kind": "reel"}
     attributes = ClipAttributes(**{**given, "tonic": 0, "mode": "major", **facts})
     notes = tuple(Note(i * length, (i + 1) * length - 1, p) for i, p in enumerate(pitches) if i * length < 250)
-    return Clip(attributes, "", notes, meter)
+    return Clip(attributes, "", notes, meter, family=attributes.title)
 
 
 def corpus() -> list[Clip]:

@@ -80,18 +80,24 @@ def proportion_interval(outcomes: npt.ArrayLike) -> Interval:
     successes, count = int(array.sum()), len(array)
     if count < MIN_CLIPS:
         return Interval(successes / count, values=tuple(array.astype(float).tolist()))
-    low = beta.ppf(_EDGES[0], successes, count - successes + 1) if successes else 0.0
-    high = beta.ppf(_EDGES[1], successes + 1, count - successes) if successes < count else 1.0
-    return Interval(successes / count, float(low), float(high))
+    return Interval(successes / count, *_exact_edges(successes, count, _EDGES))
+
+
+def _exact_edges(successes: int, count: int, edges: Sequence[float]) -> tuple[float, float]:
+    """The edges of Clopper's and Pearson's interval of a proportion."""
+    low = beta.ppf(edges[0], successes, count - successes + 1) if successes else 0.0
+    high = beta.ppf(edges[1], successes + 1, count - successes) if successes < count else 1.0
+    return float(low), float(high)
 
 
 def cluster_interval(
     outcomes: npt.ArrayLike, clusters: Sequence[str], level: float = LEVEL, seed: int = 0, resamples: int = 2000
 ) -> Interval:
-    """The mean of outcomes that are alike within clusters, with its percentile interval over resampled clusters.
+    """The mean of outcomes in [0, 1] that are alike within clusters, with its percentile interval over clusters.
 
     Whole clusters are drawn with all their outcomes, so the mean is a ratio of sums (Davison and Hinkley, 1997,
-    section 3.8). Fewer than ten clusters have no interval.
+    section 3.8). If all outcomes are 0, or all are 1, no resample differs; then it is the exact interval of as many
+    outcomes as there are clusters (Clopper and Pearson, 1934). Fewer than ten clusters have no interval.
 
     Raises:
         DataError: there are no outcomes.
@@ -103,10 +109,13 @@ def cluster_interval(
     sums, counts = np.bincount(members, array), np.bincount(members)
     if len(names) < MIN_CLIPS:
         return Interval(float(array.mean()))
+    edges = [(1 - level) / 2, (1 + level) / 2]
+    if (mean := float(array.mean())) in (0.0, 1.0):
+        return Interval(mean, *_exact_edges(round(mean) * len(names), len(names), edges))
     drawn = resampled_clips(len(names), resamples, seed)
     means = sums[drawn].sum(1) / counts[drawn].sum(1)
-    low, high = (float(edge) for edge in np.quantile(means, [(1 - level) / 2, (1 + level) / 2]))
-    return Interval(float(array.mean()), low, high)
+    low, high = (float(edge) for edge in np.quantile(means, edges))
+    return Interval(mean, low, high)
 
 
 def centred_interval(value: float, resampled: npt.ArrayLike) -> Interval:

@@ -10,7 +10,7 @@ import json
 import os
 import random
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
@@ -20,7 +20,7 @@ import numpy.typing as npt
 from tinymusician.data.splits import Split
 from tinymusician.house_band.attributes import FRAME_RATE, ClipAttributes, caption
 from tinymusician.house_band.synth import HOP, TRANSPOSITIONS, Note, SoundfontSynth, choose_facts, notes_on_grid
-from tinymusician.house_band.tunes import TUNES, Tune, load_tunes
+from tinymusician.house_band.tunes import TUNES, Tune, family_names, load_tunes
 from tinymusician.json_types import JsonObject
 
 CLIP_FRAMES = 5 * FRAME_RATE
@@ -31,12 +31,16 @@ HELD_OUT_CLIPS = 400
 
 @dataclass(frozen=True)
 class Clip:
-    """One clip's attributes, its caption, the notes that begin in it, by onset, and its tune's meter, such as 6/8."""
+    """One clip's attributes, its caption, the notes that begin in it, by onset, and its tune's meter, such as 6/8.
+
+    `family` names the tune's family: clips of one family are alike.
+    """
 
     facts: ClipAttributes
     caption: str
     notes: tuple[Note, ...]
     meter: str = "?"
+    family: str = ""
 
 
 @dataclass(frozen=True)
@@ -79,13 +83,14 @@ def load_split(
     audio, facts = folder / f"{split}-{digest}.npy", folder / f"{split}-{digest}.json"
     if not facts.exists():
         _render(audio, facts, selected, f"{seed}/{split}", count, transpositions, on_progress)
-    clips = [_from_json(entry) for entry in json.loads(facts.read_text())]
+    family_of = dict(zip((tune.title for tune in selected), family_names(selected), strict=True))
+    clips = [_from_json(entry, family_of) for entry in json.loads(facts.read_text())]
     return RenderedSplit(np.load(audio, mmap_mode="r"), clips, audio.stem)
 
 
-def _from_json(entry: JsonObject) -> Clip:
-    notes = tuple(Note(*note) for note in entry["notes"])
-    return Clip(ClipAttributes(**entry["facts"]), entry["caption"], notes, entry["meter"])
+def _from_json(entry: JsonObject, family_of: Mapping[str, str]) -> Clip:
+    facts, notes = ClipAttributes(**entry["facts"]), tuple(Note(*note) for note in entry["notes"])
+    return Clip(facts, entry["caption"], notes, entry["meter"], family_of[facts.title])
 
 
 def load_test_split(folder: Path, count: int) -> RenderedSplit:

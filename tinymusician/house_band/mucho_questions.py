@@ -17,7 +17,6 @@ from tinymusician.house_band.corpus import Clip
 from tinymusician.house_band.question_texts import PHRASINGS
 from tinymusician.house_band.skill_questions import VERSION, ClipPools, clip_values, other_skills
 from tinymusician.house_band.skills import SKILLS, Skill
-from tinymusician.house_band.tunes import plain_title
 from tinymusician.understand.questions import Question
 
 
@@ -38,7 +37,7 @@ def mucho_questions(clips: Sequence[Clip], per_attribute: int, seed: int) -> lis
                     format="choice",
                     attribute=skill.name,
                     clip=index,
-                    tune=plain_title(clips[index].facts.title),
+                    tune=clips[index].family,
                     text=rng.choice(PHRASINGS[skill.name].texts),
                     options=tuple(rng.sample(options, len(options))),
                     answer=value,

@@ -15,7 +15,6 @@ from tinymusician.house_band.attributes import INSTRUMENTS, TEMPI
 from tinymusician.house_band.corpus import Clip
 from tinymusician.house_band.question_texts import CAPTIONS, PHRASINGS, UNANSWERABLE, varied
 from tinymusician.house_band.skills import SKILLS, Skill
-from tinymusician.house_band.tunes import plain_title
 from tinymusician.runtime.audio_lm_bundle import AttributeQuestion
 from tinymusician.runtime.prompts import CANNOT_TELL, MAX_LETTERS
 from tinymusician.understand.questions import Format, Question
@@ -201,7 +200,7 @@ def _choice_group(
             format="choice",
             attribute=skill.name,
             clip=(clip := pools.take(value)),
-            tune=plain_title(clips[clip].facts.title),
+            tune=clips[clip].family,
             text=text,
             options=options,
             answer=answer,
@@ -218,7 +217,7 @@ def _yes_no_pair(
     text = varied(rng.choice(PHRASINGS[skill.name].yes_no).format(_said(value, rng, synonyms)), rng)
     for answer, true_value in (("yes", value), ("no", other)):
         clip = pools.take(true_value)
-        tune = plain_title(clips[clip].facts.title)
+        tune = clips[clip].family
         stated = _finest_value(skill, clips[clip]) or true_value
         yield Question(
             format="yes_no", attribute=skill.name, clip=clip, tune=tune, text=text, answer=answer, value=stated
@@ -236,7 +235,7 @@ def _open_questions(
     for _ in range(count):
         (value,) = pools.least_used(1)
         clip = pools.take(value)
-        tune = plain_title(clips[clip].facts.title)
+        tune = clips[clip].family
         text = varied(rng.choice(texts), rng)
         yield Question(format="open", attribute=skill.name, clip=clip, tune=tune, text=text, answer=value, value=value)
 
@@ -255,7 +254,7 @@ def _unanswerable(clips: Sequence[Clip], count: int, rng: random.Random) -> Iter
 
 
 def _about_clip(form: Format, attribute: str, clips: Sequence[Clip], clip: int, text: str, answer: str) -> Question:
-    tune = plain_title(clips[clip].facts.title)
+    tune = clips[clip].family
     return Question(format=form, attribute=attribute, clip=clip, tune=tune, text=text, answer=answer)
 
 

@@ -48,11 +48,18 @@ def plain_title(title: str) -> str:
     return " ".join(word for word in words if word not in _NOT_THE_TITLE)
 
 
-def with_splits(tunes: Sequence[Tune]) -> list[Tune]:
-    """The tunes with their splits, by a hash of the title of each family's first tune."""
+def family_names(tunes: Sequence[Tune]) -> list[str]:
+    """For each tune the plain title of its family's first tune: equal for all settings of one tune.
+
+    Families share a split, so those of one split's tunes are those of all.
+    """
     titles = [plain_title(tune.title) for tune in tunes]
-    heads = families(titles, [[pitch for _, _, pitch in tune.notes] for tune in tunes])
-    return [replace(tune, split=_split_of(titles[head])) for tune, head in zip(tunes, heads, strict=True)]
+    return [titles[first] for first in families(titles, [[pitch for _, _, pitch in tune.notes] for tune in tunes])]
+
+
+def with_splits(tunes: Sequence[Tune]) -> list[Tune]:
+    """The tunes with their splits, by a hash of their families' names."""
+    return [replace(tune, split=_split_of(name)) for tune, name in zip(tunes, family_names(tunes), strict=True)]
 
 
 def _split_of(title: str) -> Split:
