@@ -120,7 +120,8 @@ def _text(score: PublishedScore) -> str:
             f"by probability: {interval.value:.3f} ({interval.low:.3f} to {interval.high:.3f}); letters {letters}"
         )
     if score.voted is not None:
-        lines.append(f"by vote over the four sets of options: {score.voted.value:.3f}")
+        chance = f"chance {score.voted_chance:.3f}"
+        lines.append(f"by vote over the sets of options: {score.voted.value:.3f}, {chance}")
     lines.append(f"MuChoMusic's parser: {score.official_accuracy:.3f}, parsed {score.official_parsed:.3f}")
     lines.append(f"strict parser: {score.strict_accuracy:.3f}, parsed {score.strict_parsed:.3f}")
     lines += [f"  {name}: {interval.value:.3f}" for name, interval in score.by_category.items()]

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import random
 from pathlib import Path
 
 import pytest
@@ -16,6 +17,7 @@ from tinymusician.understand.published import (
     load_published,
     score_outputs,
     score_published,
+    vote_chance,
 )
 
 CSV = (
@@ -69,6 +71,36 @@ def test_muchomusic_outputs(tmp_path: Path) -> None:
     assert score.by_category["instrumentation"].value == pytest.approx(2 / 3)
 
 
+def test_chance_of_a_vote() -> None:
+    """With two distractors, two sets of two: right with two votes of four, and once where the votes are equal.
+
+    With four, as random choices are.
+    """
+    assert vote_chance(2) == 1 / 4 + 1 / 4
+    rng, right = random.Random(0), 0
+    for _ in range(20_000):
+        votes = [rng.choice(["yes", *(word for word in "abcd" if word != out)]) for out in "abcd"]
+        right += max(dict.fromkeys(votes), key=votes.count) == "yes"
+    assert vote_chance(4) == pytest.approx(right / 20_000, abs=0.01)
+
+
+def test_intervals_resample_tracks() -> None:
+    """Ten questions about each of 16 tracks, all right or all wrong: the standard error is that of the tracks."""
+    questions = [
+        PublishedQuestion(str(number), f"track {number // 10}", "?", "yes", ("a", "b", "c"), ("rhythm",))
+        for number in range(160)
+    ]
+
+    def knows_half(question: PublishedQuestion, options: tuple[str, ...]) -> Reply:
+        correct = options.index("yes")
+        return Reply(correct if int(question.id) < 80 else (correct + 1) % 4, "")
+
+    score = score_published("muchomusic-csv", questions, knows_half, seed=0)
+    for interval in (score.accuracy, score.by_category["rhythm"]):
+        assert interval is not None
+        assert interval.high == pytest.approx(0.5 + 1.96 * 0.5 / 4, abs=0.03)
+
+
 def test_rul_leaves_one_distractor_out_and_votes(tmp_path: Path) -> None:
     entry = {"question": "What?", "correct_answer": "yes", "distractors": ["a", "b", "c", "d"], "caption": "", "PI": 1}
     (tmp_path / "r.json").write_text(json.dumps({"1": entry}))
@@ -85,6 +117,7 @@ def test_rul_leaves_one_distractor_out_and_votes(tmp_path: Path) -> None:
     assert score.accuracy.value == 0.25  # type: ignore[union-attr]
     assert score.voted.value == 0.0  # type: ignore[union-attr]
     assert (score.official_parsed, score.chance) == (0.0, 0.25)
+    assert score.voted_chance == vote_chance(4)
     assert sum(score.letters.values()) == 4
 
 
@@ -107,13 +140,13 @@ def test_file_without_questions_is_refused(tmp_path: Path, name: str, content: s
 
 def test_missing_audio_is_named(tmp_path: Path) -> None:
     (tmp_path / "one.mp3").touch()
-    questions = [PublishedQuestion(name, "?", "a", ("b",)) for name in ("one", "two")]
+    questions = [PublishedQuestion(name, name, "?", "a", ("b",)) for name in ("one", "two")]
     with pytest.raises(DataError, match="1 of 2 files are missing, such as two"):
         find_audio(tmp_path, questions)
     assert find_audio(tmp_path, questions[:1]) == {"one": tmp_path / "one.mp3"}
     (tmp_path / "[a-b_C]-[30-40].wav").touch()
     (tmp_path / "1234.2min.mp3").touch()
-    named = [PublishedQuestion(name, "?", "a", ("b",)) for name in ("a-b_C", "1234")]
+    named = [PublishedQuestion(name, name, "?", "a", ("b",)) for name in ("a-b_C", "1234")]
     assert set(find_audio(tmp_path, named)) == {"a-b_C", "1234"}
     with pytest.raises(DataError, match="no such folder"):
         find_audio(tmp_path / "none", questions)

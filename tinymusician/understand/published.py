@@ -14,27 +14,34 @@ import random
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from itertools import product
 from pathlib import Path
-from typing import Literal, NamedTuple
+from typing import Literal, NamedTuple, TypeVar
 
 import numpy as np
 
 from tinymusician.config_model import Document
 from tinymusician.errors import DataError
-from tinymusician.evaluate.bootstrap import Interval, cluster_interval, proportion_interval
+from tinymusician.evaluate.bootstrap import Interval, cluster_interval
 from tinymusician.json_types import JsonObject
+from tinymusician.runtime.prompts import LETTERS
 from tinymusician.understand.questions import official_choice, strict_choice
 
 Layout = Literal["muchomusic-csv", "muchomusic-json", "rul"]
 _CSV_COLUMNS = ("question", "correct_answer", "distractor_1_answer", "dataset_identifier")
 OPTIONS = 4
+T = TypeVar("T")
 
 
 @dataclass(frozen=True)
 class PublishedQuestion:
-    """A question; `output` is the text of a model that has answered it, with the `options` in its order."""
+    """A question about a track; `output` is the text of a model that has answered it, with `options` in its order.
+
+    `id` names the audio file. Questions with one `track` are about the same music.
+    """
 
     id: str
+    track: str
     text: str
     correct: str
     distractors: tuple[str, ...]
@@ -59,7 +66,7 @@ class PublishedScore(Document):
     """Scores on published questions: by probability, and by each parser of written answers.
 
     All count single answers, of which RUListening has four to a question; `voted` counts its questions by the option
-    that most of them name. Intervals resample tracks.
+    that most of them name, and is right by chance in `voted_chance`. Intervals resample tracks.
     """
 
     layout: Layout
@@ -67,6 +74,7 @@ class PublishedScore(Document):
     chance: float
     accuracy: Interval | None
     voted: Interval | None
+    voted_chance: float | None
     official_accuracy: float
     official_parsed: float
     strict_accuracy: float
@@ -152,8 +160,22 @@ def _ask_one(layout: Layout, question: PublishedQuestion, ask: Ask, rng: random.
         chosen.append(options[reply.choice])
         positions.append(reply.choice)
         parsed.append(_parsed(reply.text, tuple(options), question.correct))
-    ((most, _),) = Counter(chosen).most_common(1)
-    return _Outcome(most == question.correct, [text == question.correct for text in chosen], parsed, positions)
+    return _Outcome(_vote(chosen) == question.correct, [text == question.correct for text in chosen], parsed, positions)
+
+
+def _vote(chosen: Sequence[T]) -> T:
+    """What most choices name; of equals, what is named first."""
+    return Counter(chosen).most_common(1)[0][0]
+
+
+def vote_chance(distractors: int) -> float:
+    """How often random choices vote for the right option, each among all options but one of the distractors.
+
+    The right option is in every set, and each distractor in all but one, so it is more than one of `OPTIONS`.
+    """
+    sets = [[0, *(one for one in range(1, distractors + 1) if one != out)] for out in range(1, distractors + 1)]
+    votes = [_vote(chosen) == 0 for chosen in product(*sets)]
+    return sum(votes) / len(votes)
 
 
 def _parsed(text: str, options: tuple[str, ...], correct: str) -> _Parsed:
@@ -163,28 +185,34 @@ def _parsed(text: str, options: tuple[str, ...], correct: str) -> _Parsed:
 
 def _score(layout: Layout, questions: Sequence[PublishedQuestion], outcomes: Sequence[_Outcome]) -> PublishedScore:
     parsed = [one for outcome in outcomes for one in outcome.parsed]
-    tracks = [question.id for question, outcome in zip(questions, outcomes, strict=True) for _ in outcome.right]
+    tracks = [question.track for question, outcome in zip(questions, outcomes, strict=True) for _ in outcome.right]
     right = [one for outcome in outcomes for one in outcome.right]
-    letters = Counter("ABCDEFGH"[place] for outcome in outcomes for place in outcome.positions)
-    categories: dict[str, list[bool]] = {}
+    letters = Counter(LETTERS[place] for outcome in outcomes for place in outcome.positions)
+    categories: dict[str, list[tuple[bool, str]]] = {}
     for question, outcome in zip(questions, outcomes, strict=True):
         for category in (*question.knowledge, *question.reasoning):
             is_right = outcome.right or [one.official is True for one in outcome.parsed]
-            categories.setdefault(category, []).extend(is_right)
+            categories.setdefault(category, []).extend((one, question.track) for one in is_right)
     voted = [bool(outcome.voted) for outcome in outcomes] if layout == "rul" and right else []
     return PublishedScore(
         layout=layout,
         questions=len(questions),
         chance=1 / OPTIONS if layout == "rul" else float(np.mean([1 / (1 + len(q.distractors)) for q in questions])),
         accuracy=cluster_interval(right, tracks) if right else None,
-        voted=cluster_interval(voted, [question.id for question in questions]) if voted else None,
+        voted=cluster_interval(voted, [question.track for question in questions]) if voted else None,
+        voted_chance=vote_chance(len(questions[0].distractors)) if voted else None,
         official_accuracy=sum(one.official is True for one in parsed) / len(parsed),
         official_parsed=sum(one.official is not None for one in parsed) / len(parsed),
         strict_accuracy=sum(one.strict is True for one in parsed) / len(parsed),
         strict_parsed=sum(one.strict is not None for one in parsed) / len(parsed),
         letters=dict(sorted(letters.items())),
-        by_category={name: proportion_interval(values) for name, values in sorted(categories.items())},
+        by_category={name: _interval(rows) for name, rows in sorted(categories.items())},
     )
+
+
+def _interval(rows: Sequence[tuple[bool, str]]) -> Interval:
+    """Of outcomes and their tracks."""
+    return cluster_interval([right for right, _ in rows], [track for _, track in rows])
 
 
 def _from_csv(row: Mapping[str, str | None], path: Path) -> PublishedQuestion:
@@ -195,6 +223,7 @@ def _from_csv(row: Mapping[str, str | None], path: Path) -> PublishedQuestion:
         identifier = identifier.rpartition("_")[0]
     wrong = [row.get(f"distractor_{number}_answer") for number in (1, 2, 3)]
     return PublishedQuestion(
+        identifier,
         identifier,
         str(row["question"]),
         str(row["correct_answer"]),
@@ -209,8 +238,10 @@ def _from_json(entry: JsonObject) -> PublishedQuestion:
     answers, right = tuple(entry["answers"]), entry["answer_orders"].index(0)
     question = entry["prompt"].rpartition("Question: ")[2].partition("\n")[0].strip()
     wrong = answers[:right] + answers[right + 1 :]
+    track = Path(entry.get("audio_path") or str(entry["id"])).stem
     return PublishedQuestion(
-        Path(entry.get("audio_path") or str(entry["id"])).stem,
+        track,
+        track,
         question,
         answers[right],
         wrong,
@@ -222,7 +253,9 @@ def _from_json(entry: JsonObject) -> PublishedQuestion:
 
 
 def _from_rul(name: str, entry: JsonObject) -> PublishedQuestion:
-    return PublishedQuestion(name, entry["question"], entry["correct_answer"], tuple(entry["distractors"]))
+    """An entry of RUListening's object, whose caption tells the track."""
+    track = entry.get("caption") or name
+    return PublishedQuestion(name, track, entry["question"], entry["correct_answer"], tuple(entry["distractors"]))
 
 
 def _words(cell: str | None) -> tuple[str, ...]:
