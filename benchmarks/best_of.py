@@ -2,9 +2,9 @@
 
     python -m benchmarks.best_of [--judge band-mu] [--model band-small] [--prompts 100] [--best-of 4] [--seconds 5]
 
-For captions of test tunes that name an instrument, a tempo or a key, `--best-of` clips are generated. Of the first
-clip and of the best one: the judge's adherence, the probability that band-tagger gives to what the caption names, and
-band-clap's score; and the mean difference best minus first of each, with its 95 % interval over the prompts.
+For captions of test tunes that name an instrument, a tempo or a key, `--best-of` clips are generated, each from a seed
+of its own. Of the mean clip and of the best one: the judge's adherence, the probability that band-tagger gives to what
+the caption names, and band-clap's score; and the gain, best minus mean, with its 95 % interval over the prompts.
 """
 
 from __future__ import annotations
@@ -13,6 +13,7 @@ import argparse
 from collections.abc import Sequence
 
 import numpy as np
+import numpy.typing as npt
 
 from benchmarks.report import report
 from tinymusician.bundle_refs import resolve_bundle
@@ -50,38 +51,43 @@ def main() -> None:
     prompts = [text for text, named in claims.items() if named][: options.prompts]
     generator = load_generator(resolve_bundle(options.model))
     rate = generator.codec.shape.sampling_rate
-    firsts, bests, rankings = _ranked(generator, judge, prompts, options.best_of, options.seconds)
-    adherence = np.array([ranking.scores for ranking in rankings])
-    tagged = [_tagged(waves, rate, [claims[text] for text in prompts]) for waves in (firsts, bests)]
-    clap = [_clap(waves, rate, prompts) for waves in (firsts, bests)]
-    figures = _figures("adherence", adherence[:, 0], adherence.max(axis=1))
-    figures |= _figures("tagger", *tagged) | _figures("clap", *clap)
+    waves, rankings = _ranked(generator, judge, prompts, options.best_of, options.seconds)
+    texts = [text for text in prompts for _ in range(options.best_of)]
+    scores = {
+        "adherence": np.array([score for ranking in rankings for score in ranking.scores]),
+        "tagger": _tagged(waves, rate, [claims[text] for text in texts]),
+        "clap": _clap(waves, rate, texts),
+    }
+    best = np.array([ranking.best for ranking in rankings])
+    figures: dict[str, float] = {}
+    for name, by_clip in scores.items():
+        figures |= _figures(name, by_clip.reshape(len(prompts), options.best_of), best)
     report("best_of", figures, vars(options))
 
 
 def _ranked(
     generator: MusicGenerator, judge: QuestionAnswerer, prompts: Sequence[str], best_of: int, seconds: float
-) -> tuple[list[Samples], list[Samples], list[Ranking]]:
-    """Of every prompt, the first clip, the best one, and the ranking."""
-    firsts, bests, rankings = list[Samples](), list[Samples](), list[Ranking]()
+) -> tuple[list[Samples], list[Ranking]]:
+    """The clips of every prompt in turn, and their ranking."""
+    waves, rankings = list[Samples](), list[Ranking]()
     for start in range(0, len(prompts), BATCH):
         part = prompts[start : start + BATCH]
-        requests = [GenerationRequest(text, seconds, seed=number) for text in part for number in range(best_of)]
-        waves = generator.generate_batch(requests)
-        for index, text in enumerate(part):
-            clips = waves[index * best_of : (index + 1) * best_of]
+        texts = [text for text in part for _ in range(best_of)]
+        requests = [GenerationRequest(text, seconds, seed=len(waves) + number) for number, text in enumerate(texts)]
+        waves += generator.generate_batch(requests)
+        for text in part:
+            clips = waves[len(rankings) * best_of :][:best_of]
             rankings.append(rank(judge, text, clips, generator.codec.shape.sampling_rate))
-            firsts.append(clips[0])
-            bests.append(clips[rankings[-1].best])
         print(f"{len(rankings)} of {len(prompts)} prompts", flush=True)
-    return firsts, bests, rankings
+    return waves, rankings
 
 
-def _figures(name: str, first: Floats, best: Floats) -> dict[str, float]:
-    """The means of both, and of their difference with its interval."""
-    difference: Interval = mean_interval(best - first)
-    print(f"{name}: first {first.mean():.3f}, best {best.mean():.3f}, difference {difference}", flush=True)
-    figures = {"first": float(first.mean()), "best": float(best.mean()), "gain": difference.value}
+def _figures(name: str, scores_PN: Floats, best_P: npt.NDArray[np.int64]) -> dict[str, float]:
+    """The scores of the mean clip of each prompt, and of the best one; their difference with its interval."""
+    mean, best = scores_PN.mean(axis=1), scores_PN[np.arange(len(scores_PN)), best_P]
+    difference: Interval = mean_interval(best - mean)
+    print(f"{name}: mean {mean.mean():.3f}, best {best.mean():.3f}, difference {difference}", flush=True)
+    figures = {"mean": float(mean.mean()), "best": float(best.mean()), "gain": difference.value}
     figures |= {"gain/low": difference.low or 0.0, "gain/high": difference.high or 0.0}
     return {f"{name}/{part}": value for part, value in figures.items()}
 

@@ -3,8 +3,9 @@
     python -m benchmarks.understanding --bundle DIR [--soundfont FILE.sf2 …] [--recordings DIR]
 
 The hard questions about test tunes, rendered as in training, through the band's codec, and with soundfonts that no
-training saw (Debian has `fluid-soundfont-gm` and `musescore-general-soundfont`). Then the same questions without
-options, in sentences that training never used, whose answers are written out; and questions that no clip answers.
+training saw (Debian has `fluid-soundfont-gm` and `musescore-general-soundfont`). Then, as `tmctl ask` answers them,
+questions of yes or no, the same questions without options in sentences that training never used, and questions that no
+clip answers; `words` is what the model itself writes, before it is compared with the values of attributes.
 Recordings have no known answers: what the bundle says about each is printed.
 Seconds and memory are those of `tmctl ask` in a process of its own.
 """
@@ -33,7 +34,7 @@ from tinymusician.house_band.tunes import TUNES, load_tunes
 from tinymusician.models.musicgen import load_musicgen
 from tinymusician.runtime.answers import Floats
 from tinymusician.runtime.audio_reader import SUFFIXES, read_clip
-from tinymusician.runtime.prompts import CANNOT_TELL, prompt_of
+from tinymusician.runtime.prompts import CANNOT_TELL
 from tinymusician.runtime.question_answerer import QuestionAnswerer
 from tinymusician.understand.answering import FinerAnswerer
 from tinymusician.understand.benchmark import SystemScore, score_probabilities
@@ -70,9 +71,10 @@ def main() -> None:
         figures |= {f"{name}/overall/high": score.overall.interval.high or 0.0}
         figures[f"{name}/cannot tell"] = score.cannot_tell or 0.0
         print(name, {part: round(each.interval.value, 3) for part, each in parts.items()}, flush=True)
-    figures |= yes_or_no(player, split)
-    figures |= written(player, questions, rows, waves["as in training"])
-    answers = answers_about(options.recordings, QuestionAnswerer(options.bundle)) if options.recordings else {}
+    answerer = QuestionAnswerer(options.bundle)
+    figures |= yes_or_no(answerer, split)
+    figures |= open_answers(answerer, questions, rows, waves["as in training"])
+    answers = answers_about(options.recordings, answerer) if options.recordings else {}
     figures |= cost(options.bundle, waves["as in training"][0])
     settings = {"bundle": str(options.bundle.name), "questions": len(questions), "clips": len(rows), "answers": answers}
     report("understanding", figures, settings)
@@ -88,42 +90,51 @@ def scored(
     return score_probabilities(name, questions, answerer.probabilities(features, questions))
 
 
-def yes_or_no(player: BundleAnswerer, split: RenderedSplit) -> dict[str, float]:
-    """Of questions of yes or no, answered `VALUE, so yes`: how often the word is right, and how often the value."""
+def yes_or_no(answerer: QuestionAnswerer, split: RenderedSplit) -> dict[str, float]:
+    """Of questions of yes or no: how often the answer is right, and the model's own words `VALUE, so yes`."""
     questions = training_questions(split.clips, QuestionCounts(1, _YES_NO_PAIRS, 1, 1), 0)
     questions = [question for question in questions if question.format == "yes_no"]
-    embeddings = player.embed(split.audio(np.array([question.clip for question in questions])))
-    texts = player.generate(embeddings, [question.prompt for question in questions])
-    pairs = list(zip(questions, texts, strict=True))
-    figures = {
-        "yes or no/word": float(np.mean([text.endswith(f", so {question.answer}") for question, text in pairs])),
-        "yes or no/value": float(np.mean([text.startswith(f"{question.value}, so") for question, text in pairs])),
-    }
-    print("yes or no", len(questions), figures, flush=True)
-    return figures
+    answers, words, values = [], [], []
+    for question in questions:
+        audio = answerer.read(split.audio(np.array([question.clip]))[0])
+        text = answerer.write(audio, question.text).answer
+        answers.append(answerer.ask(audio, question.text).answer == question.answer)
+        words.append(text.endswith(f", so {question.answer}"))
+        values.append(text.startswith(f"{question.value}, so"))
+    figures = {"yes or no": answers, "yes or no/words": words, "yes or no/value in words": values}
+    shares = {name: float(np.mean(right)) for name, right in figures.items()}
+    print("yes or no", len(questions), shares, flush=True)
+    return shares
 
 
-def written(player: BundleAnswerer, questions: list[Question], rows: list[int], waves_BN: Floats) -> dict[str, float]:
-    """The share of right answers without options, by attribute, and of what no clip answers that is so answered.
+def open_answers(
+    answerer: QuestionAnswerer, questions: list[Question], rows: list[int], waves_BN: Floats
+) -> dict[str, float]:
+    """The share of right answers without options, by attribute, and of refusals of what no clip answers.
 
     Equal answers are right, and so are finer ones: `A minor` of the mode.
     """
-    embeddings, row_of = player.embed(waves_BN), {clip: index for index, clip in enumerate(rows)}
-    features = embeddings[[row_of[question.clip] for question in questions]]
+    states = {clip: answerer.read(wave) for clip, wave in zip(rows, waves_BN, strict=True)}
     new = {name: cycle(phrasing.held_out) for name, phrasing in PHRASINGS.items()}
-    texts = player.generate(features, [prompt_of(next(new[question.attribute]), ()) for question in questions])
     right: dict[str, list[bool]] = {}
-    for question, text in zip(questions, texts, strict=True):
+    words = []
+    for question in questions:
+        text, audio = next(new[question.attribute]), states[question.clip]
         finer = SKILLS[question.attribute].finer
         answers = (question.answer, *(finer.values[question.answer] if finer else ()))
-        right.setdefault(question.attribute, []).append(text in answers)
-    unanswerable = [text for text in UNANSWERABLE_HELD_OUT for _ in range(_UNANSWERABLE_CLIPS)]
-    clips = embeddings[np.arange(len(unanswerable)) % len(embeddings)]
-    refused = [text == CANNOT_TELL for text in player.generate(clips, [prompt_of(text, ()) for text in unanswerable])]
-    figures = {f"written/{name}": float(np.mean(each)) for name, each in right.items()}
-    figures["written/overall"] = float(np.mean([one for each in right.values() for one in each]))
-    figures["written/no clip answers"] = float(np.mean(refused))
-    print("written", {name: round(value, 3) for name, value in figures.items()}, flush=True)
+        right.setdefault(question.attribute, []).append(answerer.ask(audio, text).answer in answers)
+        words.append(answerer.write(audio, text).answer in answers)
+    unanswerable = [
+        (states[clip], text)
+        for index, text in enumerate(UNANSWERABLE_HELD_OUT)
+        for clip in np.roll(rows, -index * _UNANSWERABLE_CLIPS)[:_UNANSWERABLE_CLIPS]
+    ]
+    refused = [answerer.ask(audio, text).answer == CANNOT_TELL for audio, text in unanswerable]
+    figures = {f"open/{name}": float(np.mean(each)) for name, each in right.items()}
+    figures["open/overall"] = float(np.mean([one for each in right.values() for one in each]))
+    figures["open/overall/words"] = float(np.mean(words))
+    figures["open/no clip answers"] = float(np.mean(refused))
+    print("open", {name: round(value, 3) for name, value in figures.items()}, flush=True)
     return figures
 
 

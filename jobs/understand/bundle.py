@@ -20,7 +20,7 @@ from tinymusician.understand.benchmark import SystemScore, score_probabilities
 from tinymusician.understand.bundle_answerer import BundleAnswerer
 from tinymusician.understand.plan_search import PlanScorer, PlanSearch, search_plan, uniform_plan
 
-_PARITY_CLIPS = 8
+_PARITY_CLIPS = 128
 
 
 def write_bundle(
