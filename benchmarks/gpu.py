@@ -49,7 +49,7 @@ from tinymusician.distill.text_distill import TextEncoderDistillTask
 from tinymusician.models.conditional_decoder import ConditionedDecoder, TextCondition, encode_text
 from tinymusician.models.flops import distillation_flops, peak_flops
 from tinymusician.models.protocols import Musicgen
-from tinymusician.models.prune_width_codec import prune_codec, with_codec
+from tinymusician.models.prune_width_codec import prune_codec, with_reconstructions
 from tinymusician.models.prune_width_text import ProjectedTextEncoder, prune_text_encoder, with_text
 from tinymusician.models.sampling import CodeSampler
 from tinymusician.models.tensor_shapes import DecoderShape
@@ -254,7 +254,7 @@ def components(setup: Setup) -> Figures:
     source = setup.student.cpu()
     text = prune_text_encoder(source.text_encoder, range(0, 12, 2) if not setup.tiny else [0], 256, 4, 1024)
     codec = ProjectedCodec(prune_codec(source.audio_encoder, 32, 1), source.audio_encoder)
-    student = with_codec(with_text(source, text), codec.codec).to(on)
+    student = with_reconstructions(with_text(source, text), codec.codec).to(on)
     projected = ProjectedTextEncoder(student.text_encoder, text.to_teacher)
     codec.codec = student.audio_encoder
     text_task = TextEncoderDistillTask(projected, teacher, tokens, tokens, "equal", 4, 0, on)

@@ -99,7 +99,7 @@ def new_student(recipe: Recipe, teacher: Musicgen, parts: StudentComponents | No
     from tinymusician.models.musicgen import load_musicgen
     from tinymusician.models.prune_layers import prune_layers
     from tinymusician.models.prune_width import prune_width
-    from tinymusician.models.prune_width_codec import with_codec
+    from tinymusician.models.prune_width_codec import with_reconstructions
     from tinymusician.models.prune_width_text import with_text
 
     chosen, ranged = recipe.student, recipe.teacher.guidance_range
@@ -111,7 +111,7 @@ def new_student(recipe: Recipe, teacher: Musicgen, parts: StudentComponents | No
         student = load_musicgen(chosen.model)
     parts = parts or build_components(recipe, teacher)
     student = student if parts.text is None else with_text(student, parts.text)
-    student = student if parts.codec is None else with_codec(student, parts.codec.codec)
+    student = student if parts.codec is None else with_reconstructions(student, parts.codec.codec)
     student = add_guidance_conditioning(student, *ranged) if ranged else student
     if recipe.training.activation_checkpointing:
         student.decoder.gradient_checkpointing_enable({"use_reentrant": False})

@@ -96,13 +96,13 @@ def understand_cost(recipe: Recipe) -> JsonObject:
     pretrain, train, questions = config.pretrain, config.train, config.questions
     has_encoder = config.encoder.model is not None or config.teacher is not None
     masked_steps = 0 if has_encoder else pretrain.steps
-    tune_steps = 0 if has_encoder and not pretrain.tune_given else pretrain.tune_steps
+    finetune_steps = 0 if has_encoder and not pretrain.finetune_pretrained else pretrain.finetune_steps
     return {
         **counts,
         "parameters": sum(counts.values()),
         "clips": questions.train_clips + questions.validation_clips + questions.test_clips,
         "clips_of_masked_prediction": masked_steps * pretrain.batch_size,
-        "clips_of_fine_tuning": tune_steps * pretrain.batch_size,
+        "clips_of_fine_tuning": finetune_steps * pretrain.batch_size,
         "questions_of_training": train.steps * train.batch_size,
         "questions_of_the_text_only_control": train.text_only_steps * train.batch_size,
     }

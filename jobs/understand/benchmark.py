@@ -60,7 +60,9 @@ def run_benchmark(context: WorkerContext, data: UnderstandData) -> BenchmarkResu
     benchmark, groups = _Benchmark(context, data), data.config.questions.benchmark_groups
     hard = benchmark.score("hard", data.questions("test"))
     mucho = benchmark.score("mucho", mucho_questions(data.split("test").clips, groups, data.seed))
-    return hard.model_copy(update={"coded": benchmark.score_coded(data.questions("test")), "others": (mucho,)})
+    return hard.model_copy(
+        update={"reconstructed": benchmark.score_reconstructed(data.questions("test")), "others": (mucho,)}
+    )
 
 
 class _Benchmark:
@@ -88,11 +90,13 @@ class _Benchmark:
             controls=tuple(self._controls(questions)),
         )
 
-    def score_coded(self, questions: list[Question]) -> SystemScore | None:
+    def score_reconstructed(self, questions: list[Question]) -> SystemScore | None:
         """The score of the same questions about the same clips after the recipe's codec, if it names one."""
         if self._data.config.questions.codec is None:
             return None
-        features = _of(self._data.coded_features("test", self._encoder), [question.clip for question in questions])
+        features = _of(
+            self._data.reconstructed_features("test", self._encoder), [question.clip for question in questions]
+        )
         return score_probabilities(
             "clips after the codec", questions, self._answerer.probabilities(features, questions)
         )

@@ -9,7 +9,7 @@ from collections.abc import Callable
 from dataclasses import replace
 from functools import cached_property
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, NamedTuple
 
 import numpy as np
 
@@ -46,6 +46,13 @@ def understand_config(recipe: Recipe) -> UnderstandConfig:
     return recipe.understand
 
 
+class Alterations(NamedTuple):
+    """The shares of a split's clips that have passed through the codec, and that lack the highest frequencies."""
+
+    reconstructed: float = 0.0
+    band_limited: float = 0.0
+
+
 class UnderstandData:
     """The data of a run, read and computed when they are first used."""
 
@@ -54,7 +61,7 @@ class UnderstandData:
         self.config = understand_config(context.recipe)
         self.seed = context.recipe.training.seed
         self._splits: dict[Split, RenderedSplit] = {}
-        self._spectra: dict[tuple[Split, float], Spectra] = {}
+        self._spectra: dict[tuple[Split, Alterations], Spectra] = {}
         self._questions: dict[Split, list[Question]] = {}
 
     @property
@@ -91,7 +98,7 @@ class UnderstandData:
         return audio_lm_licence([name for name in names if name is not None])
 
     @cached_property
-    def given_lm(self) -> PretrainedLM | None:
+    def pretrained_lm(self) -> PretrainedLM | None:
         """The trained language model that the recipe names, if any."""
         from tinymusician.models.pretrained_lm import load_language_model
 
@@ -99,7 +106,7 @@ class UnderstandData:
         return None if name is None else load_language_model(name)
 
     @cached_property
-    def given_encoder(self) -> AudioEncoder | None:
+    def pretrained_encoder(self) -> AudioEncoder | None:
         """The teacher's encoder, or the one that the recipe names; None if it is to be trained."""
         from tinymusician.models.audio_lm_files import load_encoder
 
@@ -108,10 +115,10 @@ class UnderstandData:
         return None if self.config.encoder.model is None else load_encoder(self.config.encoder.model)
 
     @property
-    def tunes_encoder(self) -> bool:
+    def finetunes_encoder(self) -> bool:
         """Whether an encoder is fine-tuned: one that is trained here, or a given one of which the recipe wants it."""
         config = self.config.pretrain
-        return config.tune_steps > 0 and (self.given_encoder is None or config.tune_given)
+        return config.finetune_steps > 0 and (self.pretrained_encoder is None or config.finetune_pretrained)
 
     @cached_property
     def front_end(self) -> FrontEndConfig:
@@ -119,8 +126,8 @@ class UnderstandData:
         from tinymusician.models.spectral_front_end import FrontEndConfig
         from tinymusician.understand.spectra import measure_scales
 
-        if self.given_encoder is not None:
-            return self.given_encoder.shape.front_end
+        if self.pretrained_encoder is not None:
+            return self.pretrained_encoder.shape.front_end
         if not self.config.encoder.pitch_channel:
             return FrontEndConfig()
         return measure_scales(self.split("validation").audio(slice(0, _SCALE_CLIPS)))
@@ -131,23 +138,23 @@ class UnderstandData:
         from jobs.understand.shapes import audio_lm_shape, student_shape
 
         shape = audio_lm_shape(self.config, self.front_end)
-        if self.given_encoder is not None:
-            shape = replace(shape, audio_encoder=self.given_encoder.shape)
+        if self.pretrained_encoder is not None:
+            shape = replace(shape, audio_encoder=self.pretrained_encoder.shape)
         if self.teacher is not None:
             shape = replace(shape, lm=student_shape(self.teacher.shape.lm, shape.lm))
-        return shape if self.given_lm is None else replace(shape, lm=self.given_lm.shape)
+        return shape if self.pretrained_lm is None else replace(shape, lm=self.pretrained_lm.shape)
 
     def spectra(self, name: Split) -> Spectra:
-        """The normalized spectra of a split; a share of the training clips has passed through the recipe's codec."""
-        return self._clips_spectra(name, self._coded_share(name))
+        """The normalized spectra of a split; shares of the training clips are altered."""
+        return self._clips_spectra(name, self._alterations(name))
 
     def features(self, name: Split, encoder: AudioEncoder) -> Features:
         """The encoder's vectors of the same clips."""
-        return self._clips_features(name, encoder, self._coded_share(name))
+        return self._clips_features(name, encoder, self._alterations(name))
 
-    def coded_features(self, name: Split, encoder: AudioEncoder) -> Features:
+    def reconstructed_features(self, name: Split, encoder: AudioEncoder) -> Features:
         """The encoder's vectors of a split of which all clips have passed through the codec."""
-        return self._clips_features(name, encoder, 1.0)
+        return self._clips_features(name, encoder, Alterations(reconstructed=1.0))
 
     def _progress(self, stage: str) -> Callable[[int, int], None]:
         """Reports what is done of a part of the data, as often as its percentage changes."""
@@ -161,59 +168,71 @@ class UnderstandData:
 
         return report
 
-    def _coded_share(self, name: Split) -> float:
-        return self.config.questions.coded_share if name == "train" and self.config.questions.codec else 0.0
+    def _alterations(self, name: Split) -> Alterations:
+        config = self.config.questions
+        if name != "train":
+            return Alterations()
+        return Alterations(config.reconstructed_share if config.codec else 0.0, config.band_limited_share)
 
-    def _clips_spectra(self, name: Split, coded_share: float) -> Spectra:
-        from tinymusician.understand.coded_clips import with_codec
+    def _clips_spectra(self, name: Split, altered: Alterations) -> Spectra:
         from tinymusician.understand.spectra import load_spectra
 
-        if (name, coded_share) not in self._spectra:
+        if (name, altered) not in self._spectra:
             split = self.split(name)
-            waves: Waves = split.audio
-            if coded_share:
-                is_coded = np.random.default_rng(self.seed).random(len(split.clips)) < coded_share
-                waves = with_codec(waves, is_coded, self._codec)
-            source, samples = self._source(name, coded_share), split.samples.shape[1]
-            self._spectra[name, coded_share] = load_spectra(
+            self._spectra[name, altered] = load_spectra(
                 self.folder,
-                source,
-                waves,
+                self._source(name, altered),
+                self._altered(split.audio, len(split.clips), altered),
                 len(split.clips),
-                samples,
+                split.samples.shape[1],
                 self.front_end,
                 self._progress(f"{name} spectra"),
             )
-        return self._spectra[name, coded_share]
+        return self._spectra[name, altered]
 
-    def _clips_features(self, name: Split, encoder: AudioEncoder, coded_share: float) -> Features:
+    def _altered(self, waves: Waves, count: int, altered: Alterations) -> Waves:
+        """The clips, of which shares have passed through the codec, and lost their highest frequencies."""
+        from tinymusician.understand.band_limited_clips import band_limited, random_rates
+        from tinymusician.understand.reconstructed_clips import with_reconstructions
+
+        if altered.reconstructed:
+            is_reconstructed = np.random.default_rng(self.seed).random(count) < altered.reconstructed
+            waves = with_reconstructions(waves, is_reconstructed, self._codec)
+        if altered.band_limited:
+            waves = band_limited(waves, random_rates(count, altered.band_limited, self.seed))
+        return waves
+
+    def _clips_features(self, name: Split, encoder: AudioEncoder, altered: Alterations) -> Features:
         from tinymusician.understand.features import load_features
 
-        source = self._source(name, coded_share)
-        spectra = self._clips_spectra(name, coded_share)
-        return load_features(self.folder, source, encoder, spectra, self._progress(f"{name} features"))
+        spectra = self._clips_spectra(name, altered)
+        return load_features(
+            self.folder, self._source(name, altered), encoder, spectra, self._progress(f"{name} features")
+        )
 
-    def _source(self, name: Split, coded_share: float) -> str:
-        """Identifies the clips of a split of which a share has passed through the codec."""
+    def _source(self, name: Split, altered: Alterations) -> str:
+        """Identifies the clips of a split of which shares are altered."""
         from tinymusician.models.prune_layers import weights_digest
 
-        digest = self.split(name).digest
-        if not coded_share:
-            return digest
-        return f"{digest}-{weights_digest(self._codec)[:8]}-{coded_share:g}-{self.seed}"
+        parts = [self.split(name).digest]
+        if altered.reconstructed:
+            parts += [weights_digest(self._codec)[:8], f"{altered.reconstructed:g}", str(self.seed)]
+        if altered.band_limited:
+            parts.append(f"band{altered.band_limited:g}-{self.seed}")
+        return "-".join(parts)
 
     @cached_property
     def _codec(self) -> Codec:
-        from tinymusician.understand.coded_clips import load_codec
+        from tinymusician.understand.reconstructed_clips import load_codec
 
         assert self.config.questions.codec is not None
         return load_codec(self.config.questions.codec)
 
-    def unhearable_features(self, encoder: AudioEncoder) -> Features:
+    def no_music_features(self, encoder: AudioEncoder) -> Features:
         """The encoder's vectors of silence and noise, as long as the clips."""
-        from tinymusician.understand.features import unhearable_features
+        from tinymusician.understand.features import no_music_features
 
-        return unhearable_features(encoder, self.clip_samples, self.seed)
+        return no_music_features(encoder, self.clip_samples, self.seed)
 
     @property
     def clip_samples(self) -> int:
@@ -257,8 +276,8 @@ class UnderstandData:
 
         if self.config.teacher is not None:
             return Tokenizer.from_file(str(model_folder(self.config.teacher.model) / TOKENIZER))
-        if self.given_lm is not None:
-            return self.given_lm.tokenizer
+        if self.pretrained_lm is not None:
+            return self.pretrained_lm.tokenizer
         questions = self.questions("train")
         texts = [text for question in questions for text in (question.prompt, f" {question.target}")]
         return train_tokenizer(texts, self.config.language_model.vocabulary)

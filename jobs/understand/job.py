@@ -39,10 +39,10 @@ def work(context: WorkerContext) -> None:
     )
 
     data = UnderstandData(context)
-    if data.given_encoder is None:
+    if data.pretrained_encoder is None:
         train_encoder(context, data)
         _end_stage(context)
-    if data.tunes_encoder:
+    if data.finetunes_encoder:
         train_attributes(context, data)
         _end_stage(context)
     if data.config.train.language_steps:

@@ -82,20 +82,20 @@ def train_attributes(context: WorkerContext, data: UnderstandData) -> None:
     """Fine-tune the encoder on the corpus' attributes."""
     config = data.config.pretrain
     torch.manual_seed(data.seed)
-    encoder = data.given_encoder or _checkpoint_encoder(context, data, ENCODER)
+    encoder = data.pretrained_encoder or _checkpoint_encoder(context, data, ENCODER)
     clips = data.labelled("train"), data.labelled("validation")
     task = AttributeTask(encoder, CLASSES, STEP_CLASSES, *clips, _microbatch(context, config.batch_size), data.seed)
     task.module.to(context.device)
     optimizer = AdamConfig(weight_decay=0.05)
-    rate, warmup = config.tune_learning_rate, config.warmup_steps
-    _train(context, ATTRIBUTES, task, config.tune_steps, rate, warmup, config.batch_size, optimizer)
+    rate, warmup = config.finetune_learning_rate, config.warmup_steps
+    _train(context, ATTRIBUTES, task, config.finetune_steps, rate, warmup, config.batch_size, optimizer)
 
 
 def trained_encoder(context: WorkerContext, data: UnderstandData) -> AudioEncoder:
     """The encoder that the answers are trained on, rounded to float16 as it is shipped."""
-    if data.given_encoder is not None and not data.tunes_encoder:
-        return data.given_encoder.to(context.device).eval()
-    encoder = _checkpoint_encoder(context, data, ATTRIBUTES if data.tunes_encoder else ENCODER)
+    if data.pretrained_encoder is not None and not data.finetunes_encoder:
+        return data.pretrained_encoder.to(context.device).eval()
+    encoder = _checkpoint_encoder(context, data, ATTRIBUTES if data.finetunes_encoder else ENCODER)
     round_weights(encoder)
     return encoder.to(context.device).eval()
 
@@ -146,11 +146,11 @@ def train_answers(context: WorkerContext, data: UnderstandData, stage: StageName
         data.tokenizer,
         _questions(data, encoder, "train"),
         _questions(data, encoder, "validation"),
-        data.unhearable_features(encoder),
+        data.no_music_features(encoder),
         _microbatch(context, config.batch_size),
         data.seed,
         is_text_only,
-        config.unhearable_share,
+        config.no_music_share,
         teacher,
     )
     model.to(context.device)
@@ -179,8 +179,8 @@ def _new_model(context: WorkerContext, data: UnderstandData) -> AudioLM:
     """The model before its answers are trained: the trained encoder, and the given language model with its adapters."""
     model, config = AudioLM(data.shape), data.config.language_model
     model.audio_encoder = trained_encoder(context, data)
-    if data.given_lm is not None:
-        model.lm.load_state_dict(data.given_lm.weights)
+    if data.pretrained_lm is not None:
+        model.lm.load_state_dict(data.pretrained_lm.weights)
     if config.lora_rank:
         add_adapters(model, LoraSettings(config.lora_rank, config.lora_alpha))
     return model

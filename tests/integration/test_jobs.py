@@ -244,7 +244,8 @@ def test_pretraining_from_scratch(ray: Ray, store: LocalStore, tmp_path: Path) -
 
 SHORT_UNDERSTANDING = (
     "understand.pretrain.steps=2",
-    "understand.pretrain.tune_steps=2",
+    "understand.pretrain.finetune_steps=2",
+    "understand.questions.band_limited_share=0.5",
     "understand.pretrain.batch_size=4",
     "understand.train.steps=2",
     "understand.train.text_only_steps=2",
@@ -289,7 +290,7 @@ def test_understanding_from_scratch(ray: Ray, store: LocalStore, tmp_path: Path)
     for each in (result, mucho):
         assert [score.name for score in each.controls] == names
     assert mucho.model.overall.chance == 0.25
-    assert result.coded is not None
+    assert result.reconstructed is not None
     assert tmctl(ray, store, "pull", run["artifact"], "--to", str(tmp_path / "out")).returncode == 0
     from tinymusician.models.audio_lm_files import load_audio_lm
 
@@ -323,7 +324,7 @@ def test_models_from_elsewhere_are_trained_on(ray: Ray, store: LocalStore, tmp_p
         "understand.language_model.model=small-lm",
         "understand.language_model.lora_rank=2",
         "understand.train.learning_rate=0.1",
-        "understand.pretrain.tune_given=true",
+        "understand.pretrain.finetune_pretrained=true",
     )
     run = tmctl_json(
         ray, store, "submit", "understand", "band-mu-smol", *settings((*values, *SHORT_UNDERSTANDING)), "--name", "l"

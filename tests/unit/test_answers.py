@@ -71,7 +71,7 @@ def task(number: int = 80, **options: object) -> AnswerTask:
 
 
 def trained() -> TorchAnswerer:
-    fitted = task(16, unhearable_share=0.2)
+    fitted = task(16, no_music_share=0.2)
     optimizer = torch.optim.AdamW(fitted.module.parameters(), lr=3e-3)
     for step in range(100):
         loss, _ = fitted.loss(fitted.module, fitted.batch(step, 0, 1), step)
@@ -118,7 +118,7 @@ def test_batch_is_prompt_answer_and_end() -> None:
 
 
 def test_lost_audio_is_answered_with_cannot_tell() -> None:
-    fitted = task(unhearable_share=1.0)
+    fitted = task(no_music_share=1.0)
     batch = fitted.batch(0, 0, 1)
     assert not batch.features.any()  # type: ignore[union-attr]
     written = {text_of(ids[mask].tolist()) for ids, mask in zip(batch.ids, batch.answers, strict=True)}

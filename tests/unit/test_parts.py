@@ -38,7 +38,7 @@ from tinymusician.models.guidance import add_guidance_conditioning
 from tinymusician.models.musicgen import load_musicgen
 from tinymusician.models.prune_layers import prune_layers
 from tinymusician.models.prune_width import prune_width
-from tinymusician.models.prune_width_codec import prune_codec, with_codec
+from tinymusician.models.prune_width_codec import prune_codec, with_reconstructions
 from tinymusician.models.prune_width_text import ProjectedTextEncoder, prune_text_encoder, with_text
 from tinymusician.models.sampling import decode_audio
 from tinymusician.models.tensor_shapes import CodecShape, TextShape
@@ -177,7 +177,7 @@ class TestCodec:
 
     def test_student_uses_the_distilled_codec(self, teacher: Any, tmp_path: Path) -> None:
         codec = prune_codec(teacher.audio_encoder, 2, 1)
-        with_codec(teacher, codec).save_pretrained(tmp_path)
+        with_reconstructions(teacher, codec).save_pretrained(tmp_path)
         student, codes = load_musicgen(str(tmp_path)), torch.randint(0, 16, (2, 4, 20))
         expected = codec.decode(codes[None], [None]).audio_values[:, 0]
         torch.testing.assert_close(torch.stack(list(decode_audio(student, codes))), expected)
@@ -220,7 +220,7 @@ def test_joint_training_updates_all_components(
     text = prune_text_encoder(teacher.text_encoder, [0], 8, 2, 16)
     fit_text(text, teacher, *text_of(tokens))
     codec = ProjectedCodec(prune_codec(teacher.audio_encoder, 2, 1), teacher.audio_encoder)
-    student = with_codec(with_text(prune_layers(teacher, [0, 3]), text), codec.codec)
+    student = with_reconstructions(with_text(prune_layers(teacher, [0, 3]), text), codec.codec)
     student = add_guidance_conditioning(student, scales.low, scales.high) if scales else student
     copy_before = copy.deepcopy(student)
     text, codec.codec = ProjectedTextEncoder(student.text_encoder, text.to_teacher), student.audio_encoder

@@ -33,9 +33,9 @@ def test_other_embedding_is_computed_separately() -> None:
 
 
 def test_only_a_given_encoder_is_tuned_on() -> None:
-    with pytest.raises(RecipeError, match=r"pretrain\.tune_given: needs encoder\.model"):
-        load_recipe("band-mu", ("understand.pretrain.tune_given=true",))
-    tuned = load_recipe("band-mu-smol", ("understand.pretrain.tune_given=true",)).understand
+    with pytest.raises(RecipeError, match=r"pretrain\.finetune_pretrained: needs encoder\.model"):
+        load_recipe("band-mu", ("understand.pretrain.finetune_pretrained=true",))
+    tuned = load_recipe("band-mu-smol", ("understand.pretrain.finetune_pretrained=true",)).understand
     assert tuned is not None
     assert tuned.encoder.model == "band-mu"
 

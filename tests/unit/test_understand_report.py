@@ -11,7 +11,9 @@ from tinymusician.understand.report import answers, attributes, html_report, mar
 
 QUESTIONS: list[Question] = [choice(clip) for clip in range(200)]
 RIGHT = [question.options.index(question.answer) for question in QUESTIONS]
-CODED = score_choices("codec", QUESTIONS, [choice if row % 2 else 3 - choice for row, choice in enumerate(RIGHT)])
+RECONSTRUCTED = score_choices(
+    "codec", QUESTIONS, [choice if row % 2 else 3 - choice for row, choice in enumerate(RIGHT)]
+)
 GUESSES = np.random.default_rng(0).integers(0, 4, 200).tolist()
 
 
@@ -21,7 +23,13 @@ def result() -> BenchmarkResult:
     )
     controls = (score_choices("no audio", QUESTIONS, GUESSES), score_choices("leaky", QUESTIONS, RIGHT))
     return BenchmarkResult(
-        benchmark="hard", digest="0" * 64, clips=200, tunes=200, model=model, controls=controls, coded=CODED
+        benchmark="hard",
+        digest="0" * 64,
+        clips=200,
+        tunes=200,
+        model=model,
+        controls=controls,
+        reconstructed=RECONSTRUCTED,
     )
 
 
@@ -34,9 +42,9 @@ def test_overview_marks_controls_that_are_not_at_chance() -> None:
 
 def test_attributes_name_the_best_control() -> None:
     _, rows = attributes(result())
-    ((*about, coded, chance, control),) = rows
+    ((*about, reconstructed, chance, control),) = rows
     assert (about, chance, control) == (["colour", 200, "1.000 [0.982 to 1.000]"], "0.250", "1.000 (leaky)")
-    assert str(coded).startswith("0.500 [")
+    assert str(reconstructed).startswith("0.500 [")
 
 
 def test_answers_show_letters_and_parsers() -> None:

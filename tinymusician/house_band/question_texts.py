@@ -340,6 +340,22 @@ UNANSWERABLE = (
     "Can you help me?",
     "Is it good?",
     "Do you like it?",
+    "How many instruments play?",
+    "How many musicians are there?",
+    "What is the tempo in beats per minute?",
+    "What is the exact tempo?",
+    "What is the lowest note?",
+    "Which is the deepest note?",
+    "What is the first note?",
+    "With which note does it end?",
+    "Which instruments do not play?",
+    "Which instrument is missing?",
+    "What is the relative key?",
+    "What is the dominant of the key?",
+    "Is it a waltz?",
+    "Which dance is this?",
+    "Is there a melody in the bass?",
+    "Who plays it best?",
 )
 """Questions to which no attribute is the answer; the last ones are not about music."""
 UNANSWERABLE_HELD_OUT = (
@@ -349,6 +365,12 @@ UNANSWERABLE_HELD_OUT = (
     "Is the mood happy?",
     "Which style is it?",
     "Which drum is played?",
+    "How many instruments are there?",
+    "What is the BPM?",
+    "Which note is the lowest?",
+    "Which instrument is not playing?",
+    "What is the relative minor of the key?",
+    "Is this a waltz?",
 )
 
 

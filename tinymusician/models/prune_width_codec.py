@@ -42,7 +42,7 @@ def prune_codec(teacher: Codec, filters: int, residual_layers: int) -> Codec:
     return student.eval()
 
 
-def with_codec(model: Musicgen, codec: Codec) -> Musicgen:
+def with_reconstructions(model: Musicgen, codec: Codec) -> Musicgen:
     """A MusicGen with another codec."""
     shape = copy.deepcopy(model.config)
     shape.audio_encoder = copy.deepcopy(codec.config)

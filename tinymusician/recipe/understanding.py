@@ -57,13 +57,18 @@ class LanguageModelConfig(ConfigModel):
 
 
 class EncoderTrainingConfig(ConfigModel):
-    """Masked prediction (MATPAC++), then fine-tuning on the corpus' attributes. The defaults are MATPAC++'s."""
+    """Masked prediction (MATPAC++), then fine-tuning on the corpus' attributes.
+
+    The defaults are those of MATPAC++ (aurianworld/matpac, training_matpac/config/matpac_plusplus.yaml).
+    """
 
     steps: Count = Field(294_816, description="steps of masked prediction")
     batch_size: Count = Field(256, description="clips per step")
     learning_rate: Positive = Field(3e-4, description="peak learning rate")
     warmup_steps: int = Field(
-        10_000, ge=0, description="steps until the peak; those of the fine-tuning are at most a tenth"
+        19_654,
+        ge=0,
+        description="steps until the peak, at most a tenth of all; those of the fine-tuning are at most a tenth",
     )
     mask_share: float = Field(0.7, gt=0, lt=1, description="share of the patches that are masked")
     predictor_width: Count = Field(512, description="width of the predictor")
@@ -73,10 +78,10 @@ class EncoderTrainingConfig(ConfigModel):
     encoder_decay: tuple[Share, Share] = Field(
         (0.99995, 0.99999), description="decay of the teacher's average, first and last"
     )
-    teacher_warmup_steps: Count = Field(20_000, description="steps until the teacher's temperature has risen")
-    tune_steps: int = Field(0, ge=0, description="steps of fine-tuning on attributes, pitches and onsets")
-    tune_learning_rate: Positive = Field(1e-3, description="peak learning rate of the fine-tuning")
-    tune_given: bool = Field(
+    teacher_warmup_steps: Count = Field(9827, description="steps until the teacher's temperature has risen")
+    finetune_steps: int = Field(0, ge=0, description="steps of fine-tuning on attributes, pitches and onsets")
+    finetune_learning_rate: Positive = Field(1e-3, description="peak learning rate of the fine-tuning")
+    finetune_pretrained: bool = Field(
         False, description="fine-tune a trained encoder (encoder.model) too; else it stays as it is"
     )
 
@@ -95,8 +100,11 @@ class QuestionsConfig(ConfigModel):
     codec: str | None = Field(
         None, description="a MusicGen whose codec some clips pass through, so that generated music is understood"
     )
-    coded_share: Share = Field(
+    reconstructed_share: Share = Field(
         0.2, description="share of the training clips that pass through the codec, if one is named"
+    )
+    band_limited_share: Share = Field(
+        0.2, description="share of the training clips without the highest frequencies, as compressed files have none"
     )
     benchmark_groups: Count = Field(30, description="groups of four of the benchmark")
 
@@ -113,7 +121,7 @@ class AnswerTrainingConfig(ConfigModel):
     language_steps: int = Field(
         0, ge=0, description="steps of the language model alone before, with what is asked for in words; 0: none"
     )
-    unhearable_share: Share = Field(0.03, description="share of clips that are replaced by silence or noise")
+    no_music_share: Share = Field(0.03, description="share of clips that are replaced by silence or noise")
     text_only_steps: int = Field(0, ge=0, description="steps of a model of the same size without audio, as a control")
 
 
@@ -169,11 +177,11 @@ class UnderstandConfig(ConfigModel):
         return self
 
     @model_validator(mode="after")
-    def _given_encoder_is_tuned(self) -> Self:
-        if self.pretrain.tune_given and self.encoder.model is None:
-            raise ValueError("pretrain.tune_given: needs encoder.model, a trained encoder")
-        if self.pretrain.tune_given and not self.pretrain.tune_steps:
-            raise ValueError("pretrain.tune_given: pretrain.tune_steps is 0; 1 or more are needed")
+    def _pretrained_encoder_is_finetuned(self) -> Self:
+        if self.pretrain.finetune_pretrained and self.encoder.model is None:
+            raise ValueError("pretrain.finetune_pretrained: needs encoder.model, a trained encoder")
+        if self.pretrain.finetune_pretrained and not self.pretrain.finetune_steps:
+            raise ValueError("pretrain.finetune_pretrained: pretrain.finetune_steps is 0; 1 or more are needed")
         return self
 
     @model_validator(mode="after")

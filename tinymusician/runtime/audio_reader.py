@@ -8,16 +8,22 @@ another FAD than one that was recorded at that rate.
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from importlib import metadata
 from importlib.util import find_spec
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import numpy as np
 import numpy.typing as npt
 
 from tinymusician.errors import DataError
+
+if TYPE_CHECKING:
+    from av.container import InputContainer
+    from soundfile import SoundFile
 
 Wave = npt.NDArray[np.float32]
 _SNDFILE = (
@@ -56,6 +62,8 @@ _FFMPEG = (
 SUFFIXES = (*_SNDFILE, *_FFMPEG)
 """The suffixes of audio files, in lower case; files are recognized in any case."""
 _SHORTEST_SECONDS = 0.1
+_BLOCK = 1 << 16
+"""Samples that are read at once."""
 
 
 @dataclass(frozen=True)
@@ -74,20 +82,29 @@ class LoadedClip:
 def read_clip(path: Path, rate: int | None, start: float = 0.0, seconds: float | None = None) -> LoadedClip:
     """Read `seconds` of a file from `start` on, or all of it, at a rate or at its own.
 
+    The file is read in blocks: only the result is in memory.
+
     Raises:
         DataError: it cannot be read, ends before `start`, is shorter than 0.1 s or has samples that are not finite.
     """
-    frames, file_rate, length = _read(path, start, seconds)
-    if start > 0 and start * file_rate >= length:
-        raise DataError(f"{path}: lasts {length / file_rate:g} s; a clip from {start:g} s on is needed")
-    _check_length(path, len(frames) / file_rate)
-    if not np.isfinite(frames).all():
+    with _opened(path) as source:
+        mono = _MonoResampler(source.rate, rate)
+        begin, count = round(start * source.rate), None if seconds is None else round(seconds * source.rate)
+        channels = 1
+        for block in source.blocks(begin, count):
+            channels = block.shape[1]
+            mono.add(block)
+        length = source.length
+    if start > 0 and start * source.rate >= length:
+        raise DataError(f"{path}: lasts {length / source.rate:g} s; a clip from {start:g} s on is needed")
+    _check_length(path, mono.samples / source.rate)
+    wave = mono.finish()
+    if not np.isfinite(wave).all():
         raise DataError(f"{path}: has samples that are not finite")
-    changed = () if frames.shape[1] == 1 else (f"{frames.shape[1]} channels averaged",)
-    wave, whole = frames.mean(axis=1), length / file_rate
-    if rate is None or file_rate == rate:
-        return LoadedClip(wave, file_rate, whole, changed)
-    return LoadedClip(resampled(wave, file_rate, rate), rate, whole, (*changed, f"resampled from {file_rate} Hz"))
+    changed = () if channels == 1 else (f"{channels} channels averaged",)
+    if rate is None or source.rate == rate:
+        return LoadedClip(wave, source.rate, length / source.rate, changed)
+    return LoadedClip(wave, rate, length / source.rate, (*changed, f"resampled from {source.rate} Hz"))
 
 
 def optional_decoder() -> str | None:
@@ -110,16 +127,11 @@ def audio_seconds(path: Path) -> float:
     Raises:
         DataError: it cannot be read.
     """
-    import soundfile
-
-    if _needs_av(path):
-        frames, rate, _ = _read_av(path)
-        return len(frames) / rate
-    try:
-        return float(soundfile.info(path).duration)
-    except (soundfile.SoundFileError, OSError) as error:
-        frames, rate, _ = _read_as_another_format(path, error)
-        return len(frames) / rate
+    with _opened(path) as source:
+        if isinstance(source, _FfmpegSource):
+            for _ in source.blocks(0, None):  # only decoding tells
+                pass
+        return source.length / source.rate
 
 
 def resampled(wave: Wave, source_rate: int, rate: int) -> Wave:
@@ -137,48 +149,100 @@ def count_changes(clips: Iterable[LoadedClip]) -> str:
     return ", ".join(f"{change}: {count}" for change, count in sorted(counts.items()))
 
 
-def _read(path: Path, start: float, seconds: float | None) -> tuple[Wave, int, int]:
-    """The samples [N, channels] of a part of a file, its rate, and its length in samples."""
+class _MonoResampler:
+    """Averages the channels of blocks, and resamples them as a whole wave would be (libsoxr, very high quality)."""
+
+    def __init__(self, source_rate: int, rate: int | None) -> None:
+        import soxr
+
+        self.samples, self._parts = 0, list[Wave]()
+        self._stream = None
+        if rate not in (None, source_rate):
+            self._stream = soxr.ResampleStream(source_rate, rate, 1, dtype="float32", quality="VHQ")
+
+    def add(self, block_NC: Wave) -> None:
+        """The next samples, [N, channels]."""
+        self.samples += len(block_NC)
+        mono = block_NC.mean(axis=1)
+        self._parts.append(mono if self._stream is None else self._stream.resample_chunk(mono))
+
+    def finish(self) -> Wave:
+        """The whole wave."""
+        if self._stream is not None:
+            self._parts.append(self._stream.resample_chunk(np.zeros(0, np.float32), last=True))
+        return np.concatenate(self._parts)
+
+
+class _SndfileSource:
+    """A file that libsndfile has opened."""
+
+    def __init__(self, file: SoundFile) -> None:
+        self._file, self.rate, self.length = file, int(file.samplerate), int(file.frames)
+
+    def blocks(self, begin: int, count: int | None) -> Iterator[Wave]:
+        """Samples [N, channels] from `begin` on, `count` of them or all."""
+        self._file.seek(min(begin, self.length))
+        left = self.length if count is None else count
+        while left > 0 and len(block := self._file.read(min(left, _BLOCK), dtype="float32", always_2d=True)):
+            left -= len(block)
+            yield block
+
+
+class _FfmpegSource:
+    """A file that PyAV has opened. Its `length` is that of what was decoded, which ends with the last block."""
+
+    def __init__(self, container: InputContainer) -> None:
+        self._container, self._stream = container, container.streams.audio[0]
+        self.rate, self.length = int(self._stream.rate), 0
+
+    def blocks(self, begin: int, count: int | None) -> Iterator[Wave]:
+        """Samples [N, channels] from `begin` on, `count` of them or all."""
+        import av
+
+        resampler = av.AudioResampler(format="fltp")
+        for frame in self._container.decode(self._stream):
+            for part in resampler.resample(frame):
+                block = np.asarray(part.to_ndarray().T, np.float32)
+                start, self.length = self.length, self.length + len(block)
+                end = None if count is None else max(0, begin + count - start)
+                if len(selected := block[max(0, begin - start) : end]):
+                    yield selected
+            if count is not None and self.length >= begin + count:
+                return
+
+
+@contextmanager
+def _opened(path: Path) -> Iterator[_SndfileSource | _FfmpegSource]:
+    """A file, opened by the library that reads it: one may be what its suffix does not say, such as an M4A named .wav.
+
+    Raises:
+        DataError: it cannot be read, now or while its blocks are.
+    """
     import soundfile
 
-    end = None if seconds is None else start + seconds
-    if _needs_av(path):
-        return _part(_read_av(path, end), start, seconds)
-    try:
-        with soundfile.SoundFile(path) as file:
-            rate, length = int(file.samplerate), int(file.frames)
-            file.seek(min(round(start * rate), length))
-            count = -1 if seconds is None else round(seconds * rate)
-            return file.read(count, dtype="float32", always_2d=True), rate, length
-    except (soundfile.SoundFileError, OSError) as error:
-        return _part(_read_as_another_format(path, error, end), start, seconds)
+    with ExitStack() as stack:
+        source: _SndfileSource | _FfmpegSource
+        if path.suffix.lower() in _FFMPEG:
+            source = stack.enter_context(_ffmpeg(path))
+        else:
+            try:
+                source = _SndfileSource(stack.enter_context(soundfile.SoundFile(path)))
+            except OSError as error:
+                raise _unreadable(path, error) from error
+            except soundfile.SoundFileError as error:
+                try:
+                    source = stack.enter_context(_ffmpeg(path))
+                except DataError:
+                    raise _unreadable(path, error) from error
+        try:
+            yield source
+        except soundfile.SoundFileError as error:
+            raise _unreadable(path, error) from error
 
 
-def _part(whole: tuple[Wave, int, int], start: float, seconds: float | None) -> tuple[Wave, int, int]:
-    samples, rate, length = whole
-    begin = round(start * rate)
-    return samples[begin : None if seconds is None else begin + round(seconds * rate)], rate, length
-
-
-def _read_as_another_format(path: Path, error: Exception, end: float | None = None) -> tuple[Wave, int, int]:
-    """A file that is not what its suffix says, such as an M4A named .wav; with PyAV, if it is installed."""
-    if isinstance(error, OSError):
-        raise _unreadable(path, error) from error
-    try:
-        return _read_av(path, end)
-    except DataError:
-        raise _unreadable(path, error) from error
-
-
-def _needs_av(path: Path) -> bool:
-    return path.suffix.lower() in _FFMPEG
-
-
-def _read_av(path: Path, end: float | None = None) -> tuple[Wave, int, int]:
-    """The samples [N, channels] of a file that libsndfile does not read, its rate, and its length in samples.
-
-    With `end`, in seconds, no more is decoded, and the length is that of what was.
-    """
+@contextmanager
+def _ffmpeg(path: Path) -> Iterator[_FfmpegSource]:
+    """A file that PyAV reads, if it is installed."""
     try:
         import av
     except ModuleNotFoundError:
@@ -189,18 +253,9 @@ def _read_av(path: Path, end: float | None = None) -> tuple[Wave, int, int]:
         with av.open(str(path)) as container:
             if not container.streams.audio:
                 raise DataError(f"{path}: cannot be read as audio (it has no audio stream)")
-            stream = container.streams.audio[0]
-            rate, resampler = int(stream.rate), av.AudioResampler(format="fltp")
-            decoded, count = [], 0
-            for frame in container.decode(stream):
-                decoded += resampler.resample(frame)
-                count += frame.samples
-                if end is not None and count >= end * rate:
-                    break
-            samples = np.concatenate([part.to_ndarray() for part in decoded], axis=1).T
+            yield _FfmpegSource(container)
     except (av.FFmpegError, OSError, IndexError, ValueError) as error:
         raise _unreadable(path, error) from error
-    return np.ascontiguousarray(samples, np.float32), rate, len(samples)
 
 
 def _check_length(path: Path, seconds: float) -> None:

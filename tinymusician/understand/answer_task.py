@@ -88,14 +88,14 @@ class AnswerTask:
         tokenizer: TextTokenizer,
         train: QuestionSet,
         held_out: QuestionSet,
-        unhearable: Features,
+        no_music: Features,
         batch_size: int,
         seed: int,
         is_text_only: bool = False,
-        unhearable_share: float = 0.03,
+        no_music_share: float = 0.03,
         teacher: AnswerTeacher | None = None,
     ) -> None:
-        """`unhearable` are features of clips without music, [clips, T, F]; a text-only model gets no features at all.
+        """`no_music` are features of clips without music, [clips, T, F]; a text-only model gets no features at all.
 
         With a `teacher`, the loss is the KL from its distribution of every answer token, plus the weighted
         cross-entropy.
@@ -104,9 +104,9 @@ class AnswerTask:
         if teacher is not None:
             teacher.model.requires_grad_(False).eval()
         self.module, self.model = AnswerModule(model), model
-        self.train, self.held_out, self.unhearable = train, held_out, unhearable
+        self.train, self.held_out, self.no_music = train, held_out, no_music
         self.batch_size, self.seed, self.is_text_only = batch_size, seed, is_text_only
-        self.unhearable_share = 0.0 if is_text_only else unhearable_share
+        self.no_music_share = 0.0 if is_text_only else no_music_share
         self._epoch: tuple[int, npt.NDArray[np.int64]] = (-1, np.zeros((0, 0), np.int64))
         self._lengths = np.array([len(p) + len(a) for p, a in zip(*train.tokens, strict=True)])
         (self._cannot_tell,) = tokenize(tokenizer, model.shape.lm.end, [""], [CANNOT_TELL]).answers
@@ -133,8 +133,8 @@ class AnswerTask:
         """The questions of a microbatch."""
         rows = self.rows(step, part, parts)
         rng = np.random.default_rng((self.seed, step, part, parts))
-        is_unhearable = rng.random(len(rows)) < self.unhearable_share
-        return self._read(self.train, rows, is_unhearable, rng)
+        is_no_music = rng.random(len(rows)) < self.no_music_share
+        return self._read(self.train, rows, is_no_music, rng)
 
     def loss(
         self, model: Model, batch: AnswerBatch, step: int, diagnostics: bool = True
@@ -168,20 +168,20 @@ class AnswerTask:
         self,
         questions: QuestionSet,
         rows: npt.NDArray[np.int64],
-        is_unhearable: npt.NDArray[np.bool_],
+        is_no_music: npt.NDArray[np.bool_],
         rng: np.random.Generator,
     ) -> AnswerBatch:
         answers = [
             self._cannot_tell if lost else questions.tokens.answers[row]
-            for row, lost in zip(rows, is_unhearable, strict=True)
+            for row, lost in zip(rows, is_no_music, strict=True)
         ]
         ids, is_answer = padded([questions.tokens.prompts[row] for row in rows], answers)
         if self.is_text_only:
             return AnswerBatch(None, ids, is_answer)
         clips = [questions.questions[row].clip for row in rows]
         features = np.asarray(questions.features[clips], np.float32)
-        lost_rows = np.flatnonzero(is_unhearable)
-        features[lost_rows] = self.unhearable[rng.integers(0, len(self.unhearable), len(lost_rows))]
+        replaced_rows = np.flatnonzero(is_no_music)
+        features[replaced_rows] = self.no_music[rng.integers(0, len(self.no_music), len(replaced_rows))]
         return AnswerBatch(torch.from_numpy(features), ids, is_answer)
 
 

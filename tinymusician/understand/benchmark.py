@@ -63,7 +63,7 @@ class SystemScore(Document):
 
 
 class BenchmarkResult(Document):
-    """All scores on one set of questions, which `digest` identifies. `coded` is of the clips after a codec.
+    """All scores on one set of questions, which `digest` identifies. `reconstructed` is of the clips after a codec.
 
     `others` are the results on other sets of questions.
     """
@@ -75,7 +75,7 @@ class BenchmarkResult(Document):
     model: SystemScore
     controls: tuple[SystemScore, ...]
     bundle: SystemScore | None = None
-    coded: SystemScore | None = None
+    reconstructed: SystemScore | None = None
     others: tuple[BenchmarkResult, ...] = ()
 
 

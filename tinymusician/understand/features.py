@@ -42,7 +42,7 @@ def load_features(
     return computed_once(path, (len(spectra), columns, encoder.shape.output_width), compute, on_progress)
 
 
-def unhearable_features(encoder: AudioEncoder, samples: int, seed: int) -> Features:
+def no_music_features(encoder: AudioEncoder, samples: int, seed: int) -> Features:
     """The vectors of silence and of noise of many colours and levels, [160, T, F]."""
     return np.concatenate(
         [silence_features(encoder, _SILENCES, samples), noise_features(encoder, _NOISES, samples, seed)]

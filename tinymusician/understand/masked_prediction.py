@@ -40,7 +40,7 @@ class MaskedPredictionConfig:
     head_decay: tuple[float, float] = (0.998, 1.0)
     assignment_temperature: float = 0.1
     assignment_decay: float = 0.99997
-    coldest_assignment: float = 1e-4
+    min_temperature: float = 1e-4
 
 
 class Schedules(NamedTuple):
@@ -138,7 +138,10 @@ class MaskedPredictor(nn.Module):
 
     @torch.no_grad()
     def end_first_microbatch(self, mean: Tensor) -> None:
-        """Compute the next step's centre from the mean of the teacher's class probabilities, [classes]."""
+        """Compute the next step's centre from the mean of the teacher's class probabilities, [classes].
+
+        MATPAC's implementation does so; DINO's centre is the mean of the logits.
+        """
         self.next_center.copy_(self.center.lerp(mean.to(self.center.dtype), 1 - self.config.center_decay))
 
 
@@ -164,13 +167,13 @@ class ClassHead(nn.Module):
         return F.linear(F.normalize(self.mlp(x), dim=-1), F.normalize(self.prototypes.weight, dim=-1))
 
 
-def prediction_loss(hypotheses_BMHD: Tensor, target_BMD: Tensor, temperature: float, coldest: float) -> Tensor:
+def prediction_loss(hypotheses_BMHD: Tensor, target_BMD: Tensor, temperature: float, min_temperature: float) -> Tensor:
     """2 - 2 cos of each hypothesis, weighted by a soft minimum over the hypotheses (MATPAC++, section 3).
 
-    The weights have no gradient. Below the temperature `coldest`, only the best hypothesis counts.
+    The weights have no gradient. Below the temperature `min_temperature`, only the best hypothesis counts.
     """
     distances = _distances(hypotheses_BMHD, target_BMD)
-    if temperature < coldest:
+    if temperature < min_temperature:
         return distances.amin(-1).mean()
     weights = (-distances.detach() / temperature).softmax(-1)
     return (weights * distances).sum(-1).mean()

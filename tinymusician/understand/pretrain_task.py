@@ -94,7 +94,7 @@ class MaskedPredictionTask:
         probabilities = class_probabilities(prediction.class_target, self.module.center, values.teacher_temperature)
         losses = {
             "prediction": prediction_loss(
-                prediction.hypotheses, prediction.target, values.assignment_temperature, config.coldest_assignment
+                prediction.hypotheses, prediction.target, values.assignment_temperature, config.min_temperature
             ),
             "classification": class_loss(prediction.class_hypotheses, probabilities, config.student_temperature),
         }

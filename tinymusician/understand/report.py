@@ -72,8 +72,8 @@ def attributes(result: BenchmarkResult) -> Rows:
     for name, score in result.model.attributes.items():
         best = max(result.controls, key=lambda control: control.attributes[name].interval.value)
         shown = f"{best.attributes[name].interval.value:.3f} ({best.name})"
-        coded = "" if result.coded is None else _shown(result.coded.attributes[name].interval)
-        cells = name.replace("_", " "), score.questions, _shown(score.interval), coded
+        reconstructed = "" if result.reconstructed is None else _shown(result.reconstructed.attributes[name].interval)
+        cells = name.replace("_", " "), score.questions, _shown(score.interval), reconstructed
         rows.append((*cells, f"{score.chance:.3f}", shown))
     return ("attribute", "questions", "score", "after the codec", "chance", "best control"), rows
 
@@ -114,7 +114,7 @@ def plot_attributes(result: BenchmarkResult) -> bytes:
 
 
 def _systems(result: BenchmarkResult) -> list[SystemScore]:
-    more = [system for system in (result.bundle, result.coded) if system is not None]
+    more = [system for system in (result.bundle, result.reconstructed) if system is not None]
     return [result.model, *more, *result.controls]
 
 

@@ -25,15 +25,15 @@ def load_codec(name: str) -> Codec:
     return codec
 
 
-def with_codec(waves: Waves, is_coded: npt.NDArray[np.bool_], codec: Codec) -> Waves:
-    """Read clips with `waves`, and replace those that are coded, [clips], by the codec's reconstruction."""
+def with_reconstructions(waves: Waves, is_reconstructed: npt.NDArray[np.bool_], codec: Codec) -> Waves:
+    """Read clips with `waves`, and replace those that are reconstructed, [clips], by the codec's reconstruction."""
 
     @torch.no_grad()
     def read(rows: slice) -> npt.NDArray[np.float32]:
         clips = waves(rows)
-        if len(coded := np.flatnonzero(is_coded[rows])):
-            codes = codec.encode(torch.from_numpy(clips[coded])[:, None]).audio_codes
-            clips[coded] = codec.decode(codes, [None]).audio_values[:, 0, : clips.shape[1]].numpy()
+        if len(reconstructed := np.flatnonzero(is_reconstructed[rows])):
+            codes = codec.encode(torch.from_numpy(clips[reconstructed])[:, None]).audio_codes
+            clips[reconstructed] = codec.decode(codes, [None]).audio_values[:, 0, : clips.shape[1]].numpy()
         return clips
 
     return read

@@ -11,7 +11,7 @@ from transformers import EncodecModel, MusicgenForConditionalGeneration
 
 from tinymusician.errors import ModelError
 from tinymusician.models.shape import WEIGHTS
-from tinymusician.understand.coded_clips import load_codec, with_codec
+from tinymusician.understand.reconstructed_clips import load_codec, with_reconstructions
 
 WAVES = np.random.default_rng(0).normal(0, 0.1, (5, 4000)).astype(np.float32)
 IS_CODED = np.array([False, True, False, False, True])
@@ -19,7 +19,7 @@ IS_CODED = np.array([False, True, False, False, True])
 
 def test_selected_clips_pass_through_the_codec() -> None:
     codec = load_codec("band-small")
-    read = with_codec(lambda rows: WAVES[rows].copy(), IS_CODED, codec)
+    read = with_reconstructions(lambda rows: WAVES[rows].copy(), IS_CODED, codec)
     clips = np.concatenate([read(slice(0, 2)), read(slice(2, 4)), read(slice(4, 5))])
     model = MusicgenForConditionalGeneration.from_pretrained(WEIGHTS / "band-small").float()
     assert isinstance(model.audio_encoder, EncodecModel)
