@@ -13,6 +13,7 @@ from jobs.cli.output import emit, warn
 from tinymusician.bundle_refs import resolve_bundle
 from tinymusician.errors import RequestError
 from tinymusician.runtime.audio_lm_bundle import DEFAULT_QUESTION_BUNDLE
+from tinymusician.runtime.prompts import CANNOT_TELL
 
 if TYPE_CHECKING:
     from tinymusician.runtime.question_answerer import Answer, AudioInfo
@@ -40,7 +41,8 @@ def ask(
     ] = DEFAULT_QUESTION_BUNDLE,
     start: Annotated[float, typer.Option(min=0, metavar="SECONDS", help="Where to begin in the file.")] = 0,
     seconds: Annotated[
-        float | None, typer.Option(metavar="SECONDS", help="How much to judge.", show_default="all of it, up to 600")
+        float | None,
+        typer.Option(min=0.5, metavar="SECONDS", help="How much to judge.", show_default="all of it, up to 600"),
     ] = None,
     threads: Annotated[int, typer.Option(min=0, help="CPU threads; 0 is as many as this process may use.")] = 0,
     json: Annotated[bool, typer.Option("--json", help="Print one JSON object instead of text.")] = False,
@@ -87,7 +89,9 @@ def _text(answers: list[Answer], info: AudioInfo) -> str:
     (answer,) = answers
     lines = [f"{answer.answer}  {answer.probability:.2f}"]
     width = max((len(option.text) for option in answer.options), default=0)
+    if answer.options and answer.answer == CANNOT_TELL:
+        lines.append("  if it is one of them all the same:")
     for option in sorted(answer.options, key=lambda option: -option.probability):
-        bar = "█" * round(_BAR * option.probability)
+        bar = "█" * round(_BAR * option.probability * (1 - answer.cannot_tell))
         lines.append(f"  {option.text:<{width}}  {option.probability:.2f}  {bar}".rstrip())
     return "\n".join([*lines, f"  cannot tell: {answer.cannot_tell:.2f}", about])

@@ -58,6 +58,9 @@ for play_command in (pull.pull, generate.generate, ask.ask, benchmark.benchmark,
 app.add_typer(api_keys.app, name="api-keys", rich_help_panel=PLAYING)
 
 
+_PROJECT_PACKAGES = ("tinymusician", "jobs", "serve")
+
+
 def extra_of(package: str) -> str | None:
     """The extra of this project that installs a package; None if there is none."""
     for requirement in metadata.requires("tinymusician") or ():
@@ -121,7 +124,7 @@ def main() -> None:
         sys.exit(1)
     except ModuleNotFoundError as error:
         package = (error.name or "").partition(".")[0]
-        extra = "serve" if package == "ray" and "serve" in sys.argv[1:2] else extra_of(package)
+        extra = "serve" if "serve" in sys.argv[1:2] and package not in _PROJECT_PACKAGES else extra_of(package)
         if extra is None or os.environ.get("TMCTL_DEBUG"):
             raise
         print(f"error: {package} is not installed; run `{install_command(extra)}`", file=sys.stderr)

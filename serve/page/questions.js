@@ -88,6 +88,7 @@ export class Questions {
   async #askForm() {
     const question = at('question').value.trim();
     const options = at('options').value.split(',').map((text) => text.trim()).filter(Boolean);
+    at('answers').replaceChildren();
     if (!this.samples) return this.#say('Choose a file, or record something, first.', true);
     if (options.length && !question) return this.#say('Possible answers need a question.', true);
     if (options.length === 1) return this.#say('One possible answer is no choice: enter two or more, or none.', true);
@@ -97,6 +98,7 @@ export class Questions {
   async #answer(question, options) {
     if (this.busy || !this.samples) return;
     this.busy = true;
+    at('answers').replaceChildren();
     at('question-ask').setAttribute('aria-disabled', 'true');
     this.#say('Listening …');
     try {
@@ -132,11 +134,14 @@ export class Questions {
   }
 }
 
-function answerElement({ question, attribute, answer, probability, options }) {
+function answerElement({ question, attribute, answer, probability, cannot_tell, options }) {
   const group = document.createElement('div'), title = document.createElement('h3'), list = document.createElement('ul');
   title.textContent = `${attribute ? attribute.replaceAll('_', ' ') : question} `;
   title.append(Object.assign(document.createElement('strong'), { textContent: answer }), ` ${probability.toFixed(2)}`);
-  const shown = [...options].sort((a, b) => b.probability - a.probability).slice(0, MOST_BARS);
+  // Bars are shares of everything: what cannot be told has one, too.
+  const shares = options.map(({ text, probability: share }) => ({ text, probability: share * (1 - cannot_tell) }));
+  const shown = shares.sort((a, b) => b.probability - a.probability).slice(0, MOST_BARS);
+  if (shown.length && cannot_tell >= 0.005) shown.push({ text: 'cannot tell', probability: cannot_tell });
   list.append(...shown.map(({ text, probability: share }) => {
     const item = document.createElement('li'), bar = document.createElement('meter');
     Object.assign(bar, { min: 0, max: 1, value: share });

@@ -120,6 +120,8 @@ class TestImport:
         assert inherited_licence([named]) == "MIT"
         assert audio_lm_licence([named, "band-mu"]) == f"{HOUSE_BAND_LICENCE} and MIT"
         assert audio_lm_licence(["owner/name"]) == f"{HOUSE_BAND_LICENCE} and the licence of a model that states none"
+        (folder / "manifest.json").write_text('{"licence": "Apache-2.0"}')
+        assert import_path(store, folder, "bundle", "", None).licence == "Apache-2.0", "a bundle's manifest states it"
 
 
 class TestAddresses:

@@ -30,6 +30,7 @@ from tinymusician.runtime.question_answerer import (
     check_question,
     split_windows,
 )
+from tinymusician.runtime.yes_no import NamedValues, YesNoQuestion
 from tinymusician.understand.answering import TorchAnswerer
 from tinymusician.understand.tokenizer import train_tokenizer
 
@@ -188,6 +189,26 @@ def test_long_audio_is_the_mean_of_its_windows(answerer: QuestionAnswerer) -> No
     weights = np.array([1 - each.cannot_tell for each in alone])
     expected = softmax(np.asarray(weights @ logs / weights.sum()))
     np.testing.assert_allclose([option.probability for option in answer.options], expected, atol=1e-4)
+
+
+def test_yes_is_as_probable_as_all_that_is_named(answerer: QuestionAnswerer) -> None:
+    audio = answerer.read(wave(1.0))
+    parts = [NamedValues(one, one.options[:2]) for one in answerer.manifest.questions[:2]]
+    answer = answerer._yes_or_no(audio, "Is it?", YesNoQuestion(parts[0].attribute, tuple(parts)))
+    shares = [
+        sum(
+            option.probability
+            for option in answerer.choose(audio, one.attribute.text, one.attribute.options).options[:2]
+        )
+        for one in parts
+    ]
+    assert [option.text for option in answer.options] == ["yes", "no"]
+    assert answer.options[0].probability == pytest.approx(shares[0] * shares[1])
+    undecided = answerer._yes_or_no(audio, "Is it?", YesNoQuestion(parts[0].attribute, ()))
+    assert (undecided.question, [option.text for option in undecided.options]) == (
+        "Is it?",
+        [*parts[0].attribute.options],
+    )
 
 
 def test_silent_windows_change_nothing() -> None:

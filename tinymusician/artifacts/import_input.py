@@ -37,6 +37,7 @@ FILE, FOLDER, MODEL = "file", "folder", "model"
 _S3 = "s3://"
 UNKNOWN_LICENCE = "not stated"
 _MODEL_FILES = ("config.json", "state_dict.bin")
+_BUNDLE_MANIFEST = "manifest.json"
 _ARCHIVES = (".zip", ".tar", ".tar.gz", ".tgz")
 _ATTEMPTS = 5
 _LARGE = 100_000_000
@@ -191,7 +192,9 @@ def _without_secrets(source: str) -> str:
 
 
 def _licence_of(folder: Path) -> str:
-    """The licence that a model card in the hub's form states."""
+    """The licence that a bundle's manifest states, or a model card in the hub's form."""
+    with contextlib.suppress(OSError, ValueError, LookupError, TypeError):
+        return str(json.loads((folder / _BUNDLE_MANIFEST).read_bytes())["licence"])
     card = folder / "README.md"
     match = _LICENCE_LINE.search(card.read_text("utf-8", errors="replace")) if card.is_file() else None
     return match[1] if match else UNKNOWN_LICENCE

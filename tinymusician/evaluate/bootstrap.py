@@ -12,8 +12,6 @@ from dataclasses import dataclass
 
 import numpy as np
 import numpy.typing as npt
-from scipy.stats import beta
-from scipy.stats import t as student_t
 
 from tinymusician.config_model import Number
 from tinymusician.errors import DataError
@@ -61,6 +59,8 @@ def mean_interval(values: npt.ArrayLike, seed: int = 0, resamples: int = 2000) -
     errors = drawn.std(axis=1, ddof=1)
     varied = errors > _NO_SPREAD * deviation
     if varied.mean() < 1 - _MAX_SHARE_WITHOUT_SPREAD:
+        from scipy.stats import t as student_t
+
         edges = student_t.ppf(_EDGES, count - 1) / np.sqrt(count)
     else:
         edges = np.quantile((drawn.mean(axis=1)[varied] - mean) / errors[varied], _EDGES)
@@ -85,6 +85,8 @@ def proportion_interval(outcomes: npt.ArrayLike) -> Interval:
 
 def _exact_edges(successes: int, count: int, edges: Sequence[float]) -> tuple[float, float]:
     """The edges of Clopper's and Pearson's interval of a proportion."""
+    from scipy.stats import beta
+
     low = beta.ppf(edges[0], successes, count - successes + 1) if successes else 0.0
     high = beta.ppf(edges[1], successes + 1, count - successes) if successes < count else 1.0
     return float(low), float(high)
@@ -111,7 +113,8 @@ def cluster_interval(
         return Interval(float(array.mean()))
     edges = [(1 - level) / 2, (1 + level) / 2]
     if (mean := float(array.mean())) in (0.0, 1.0):
-        return Interval(mean, *_exact_edges(round(mean) * len(names), len(names), edges))
+        few = edges[0] ** (1 / len(names))  # the probability of as many equal outcomes is then that of the edge
+        return Interval(mean, *((few, 1.0) if mean else (0.0, 1 - few)))
     drawn = resampled_clips(len(names), resamples, seed)
     means = sums[drawn].sum(1) / counts[drawn].sum(1)
     low, high = (float(edge) for edge in np.quantile(means, edges))

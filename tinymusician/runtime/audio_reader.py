@@ -62,8 +62,8 @@ _FFMPEG = (
 SUFFIXES = (*_SNDFILE, *_FFMPEG)
 """The suffixes of audio files, in lower case; files are recognized in any case."""
 _SHORTEST_SECONDS = 0.1
-_BLOCK = 1 << 16
-"""Samples that are read at once."""
+_BLOCK = 1 << 17
+"""Samples of all channels that are read at once."""
 
 
 @dataclass(frozen=True)
@@ -182,8 +182,8 @@ class _SndfileSource:
     def blocks(self, begin: int, count: int | None) -> Iterator[Wave]:
         """Samples [N, channels] from `begin` on, `count` of them or all."""
         self._file.seek(min(begin, self.length))
-        left = self.length if count is None else count
-        while left > 0 and len(block := self._file.read(min(left, _BLOCK), dtype="float32", always_2d=True)):
+        left, most = self.length if count is None else count, max(1, _BLOCK // self._file.channels)
+        while left > 0 and len(block := self._file.read(min(left, most), dtype="float32", always_2d=True)):
             left -= len(block)
             yield block
 
@@ -220,6 +220,8 @@ def _opened(path: Path) -> Iterator[_SndfileSource | _FfmpegSource]:
     """
     import soundfile
 
+    if not path.is_file():
+        raise DataError(f"{path}: is a folder; an audio file is needed" if path.is_dir() else f"{path}: does not exist")
     with ExitStack() as stack:
         source: _SndfileSource | _FfmpegSource
         if path.suffix.lower() in _FFMPEG:

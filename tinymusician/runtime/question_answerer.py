@@ -169,12 +169,16 @@ class QuestionAnswerer:
             )
 
     def _yes_or_no(self, audio: AudioState, question: str, about: YesNoQuestion) -> Answer:
-        """Yes is as probable as the values that the question names; without such values, theirs are the answer."""
-        judged = self.choose(audio, about.attribute.text, about.attribute.options)
-        if not about.values:
-            return replace(judged, question=question)
-        yes = sum(option.probability for option in judged.options if option.text in about.values)
-        return _answer(question, ("yes", "no"), (yes, 1 - yes), judged.cannot_tell)
+        """Yes is as probable as the named values are, all together; without such values, theirs are the answer."""
+        if not about.named:
+            return replace(self.choose(audio, about.attribute.text, about.attribute.options), question=question)
+        judged = [self.choose(audio, one.attribute.text, one.attribute.options) for one in about.named]
+        shares = [
+            sum(option.probability for option in answer.options if option.text in one.values)
+            for one, answer in zip(about.named, judged, strict=True)
+        ]
+        yes = math.prod(shares)
+        return _answer(question, ("yes", "no"), (yes, 1 - yes), max(answer.cannot_tell for answer in judged))
 
     def choose(self, audio: AudioState, question: str, options: tuple[str, ...]) -> Answer:
         """Choose one of the options by the likelihood of its text, averaged over all rotations of their order.

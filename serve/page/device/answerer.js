@@ -51,10 +51,14 @@ export class Answerer {
     const about = yesNo?.attribute ?? questions.find(({ options: values }) => values.includes(written.answer));
     this.#checkWindows(states, about);
     if (!yesNo) return about ? this.choose(states, question, about.options) : written;
-    const judged = await this.choose(states, about.text, about.options);
-    if (!yesNo.values.length) return { ...judged, question };
-    const yes = judged.options.reduce((sum, { text, probability }) => sum + (yesNo.values.includes(text) ? probability : 0), 0);
-    return answerOf(question, ['yes', 'no'], [yes, 1 - yes], judged.cannot_tell);
+    if (!yesNo.named.length) return { ...await this.choose(states, about.text, about.options), question };
+    let yes = 1, cannot_tell = 0;
+    for (const { attribute, values } of yesNo.named) {
+      const judged = await this.choose(states, attribute.text, attribute.options);
+      yes *= judged.options.reduce((sum, { text, probability }) => sum + (values.includes(text) ? probability : 0), 0);
+      cannot_tell = Math.max(cannot_tell, judged.cannot_tell);
+    }
+    return answerOf(question, ['yes', 'no'], [yes, 1 - yes], cannot_tell);
   }
 
   #checkWindows(states, about) {
@@ -177,19 +181,26 @@ function finerQuestion(options, questions) {
   return null;
 }
 
-// The attribute that a question of yes or no is about, and the values for which the answer is yes; it follows tinymusician/runtime/yes_no.py.
+// The attribute that a question of yes or no is about, and the values that must hold; it follows tinymusician/runtime/yes_no.py.
 export function yesNoQuestion(question, written, attributes) {
   const value = /^(.+), so (yes|no)$/.exec(written)?.[1];
   const finer = (attribute) => Object.values(attribute.finer?.values ?? {}).flat();
   const about = attributes.filter((attribute) => [...attribute.options, ...finer(attribute)].includes(value));
-  if (!/\b(than|not|never|neither|nor|without)\b|n't\b/i.test(question)) {
+  if (!/\b(than|not|never|neither|nor|without|but|except|instead|rather)\b|n't\b/i.test(question)) {
     for (const attribute of about) {
       const values = namedValues(question, attribute);
-      if (values.length && values.length < attribute.options.length) return { attribute, values };
+      if (!values.length || values.length === attribute.options.length) continue;
+      const named = [{ attribute, values }];
+      for (const other of attributes) {
+        if (!other.in_prompts || other === attribute || other.attribute === attribute.finer?.attribute) continue;
+        const more = namedValues(question, other);
+        if (more.length) named.push({ attribute: other, values: more });
+      }
+      if (!/\b(and|both)\b/i.test(question) || named.every((one) => one.values.length === 1)) return { attribute, named };
     }
   }
   const attribute = about.find(({ options }) => options.includes(value));
-  return attribute ? { attribute, values: [] } : null;
+  return attribute ? { attribute, named: [] } : null;
 }
 
 // The attribute's values that a text names; it follows tinymusician/runtime/value_names.py.
