@@ -55,7 +55,18 @@ def test_generating_needs_neither_torch_nor_ray(tmp_path: Path) -> None:
     answered = subprocess.run(ask, capture_output=True, text=True, cwd=tmp_path, env=environment, check=False)
     assert answered.returncode == 0, answered.stderr
     assert len(json.loads(answered.stdout)["answers"][0]["options"]) == 6
+    entry = {"question": "What plays?", "correct_answer": "flute", "distractors": ["piano", "banjo", "harp", "lute"]}
+    (tmp_path / "questions.json").write_text(json.dumps({"1": entry}))
+    benchmark = [str(binaries / "tmctl"), "benchmark", "questions.json", "--text-only"]
+    scored = subprocess.run(benchmark, capture_output=True, text=True, cwd=tmp_path, env=environment, check=False)
+    assert scored.returncode == 0, scored.stderr
+    assert "1 questions, rul; chance 0.250" in scored.stdout
     assert not (tmp_path / "home").exists(), "nothing else was written"
+    serve = [str(binaries / "tmctl"), "serve"]
+    refused = subprocess.run(serve, capture_output=True, text=True, cwd=tmp_path, env=environment, check=False)
+    assert (refused.returncode, refused.stderr.count("\n")) == (1, 1)
+    assert "is not installed; run `pip install" in refused.stderr
+    assert "[serve]" in refused.stderr
 
     command = [str(binaries / "tmctl"), "generate", "a fast fiddle reel", "--model", str(bundle), "--seconds", "2"]
     ended = subprocess.run(
