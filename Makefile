@@ -175,7 +175,7 @@ default-bundle: $(STAMP)  ## The packaged bundle (tinymusician/bundles), made ag
 	rm -rf tinymusician/bundles/band-small
 	$(BIN)/tmctl pull band-bundle --to tinymusician/bundles/band-small
 
-question-bundle: $(STAMP)  ## The packaged model that answers questions, trained again (two hours on two cores)
+question-bundle: $(STAMP)  ## The packaged model that answers questions, trained again (about three hours on two cores)
 	$(BIN)/tmctl submit understand band-mu
 	rm -rf tinymusician/models/weights/band-mu tinymusician/bundles/band-mu
 	$(BIN)/tmctl pull band-mu --to tinymusician/models/weights/band-mu && rm tinymusician/models/weights/band-mu/*.jsonl
