@@ -58,7 +58,7 @@ class Cluster:
         self.head.serve(NODE, "head", "--num-cpus=0", f"--node-ip-address={self.head.address}", SMALL)
         self.address = f"http://{self.head.address}:8265"
         self.workers = [self.join(), self.join()]
-        wait_for(lambda: self.alive() == {one.address for one in (self.head, *self.workers)}, 120)
+        wait_for(lambda: self.alive() == {one.address for one in (self.head, *self.workers)})
 
     def machine(self) -> Machine:
         """A machine on the network that knows the token."""
