@@ -35,8 +35,8 @@ def resolve_bundle(model: str, on_download: Callable[[str], None] = lambda path:
     store = open_store()
     manifest = find(store, model)
     if not any(file.path == MANIFEST for file in manifest.files):
-        raise BundleError(
-            f"model {model!r}: is a {manifest.kind}, which this engine does not play; "
-            f"make a bundle of it with `tmctl submit quantize`"
-        )
+        advice = "make a bundle of it with `tmctl submit quantize`"
+        if manifest.kind == "audio-lm":
+            advice = f"its run has made a bundle too, {manifest.name}-bundle"
+        raise BundleError(f"model {model!r}: is a {manifest.kind}, which this engine does not play; {advice}")
     return fetch_artifact(store, manifest, on_download)

@@ -30,7 +30,7 @@ def draw(subject: Manifest, steps: Sequence[LineageEdge], manifests: Mapping[str
     figure, axes = pyplot().subplots(figsize=(width * _COLUMN, height * _ROW), layout="constrained")
     for name, (column, row) in positions.items():
         _box(
-            axes, column * _COLUMN, -row * _ROW, _said(name, manifests.get(name)), is_subject=name == subject.reference
+            axes, column * _COLUMN, -row * _ROW, _label(name, manifests.get(name)), is_subject=name == subject.reference
         )
     for step in steps:
         (column, row), (to_column, to_row) = positions[step.source], positions[step.derived]
@@ -68,7 +68,7 @@ def _box(axes: Any, x: float, y: float, text: str, is_subject: bool) -> None:
     axes.text(x, y, text, ha="center", va="center", fontsize=7)
 
 
-def _said(name: str, manifest: Manifest | None) -> str:
+def _label(name: str, manifest: Manifest | None) -> str:
     if manifest is None:
         return f"{fill(name[-72:], 36)}\nfrom outside"
     about = provenance_facts(manifest)

@@ -193,7 +193,7 @@ def _choice_group(
     others: tuple[str, ...] = (),
 ) -> list[Question]:
     values = pools.least_used(size)
-    answers = tuple(_said(value, rng, synonyms) for value in values)
+    answers = tuple(_name_of(value, rng, synonyms) for value in values)
     options = tuple(rng.sample([*answers, *others], len(answers) + len(others))) if others else answers
     return [
         Question(
@@ -214,7 +214,7 @@ def _yes_no_pair(
     skill: Skill, pools: ClipPools, clips: Sequence[Clip], rng: random.Random, synonyms: float
 ) -> Iterator[Question]:
     value, other = pools.least_used(2)
-    text = varied(rng.choice(PHRASINGS[skill.name].yes_no).format(_said(value, rng, synonyms)), rng)
+    text = varied(rng.choice(PHRASINGS[skill.name].yes_no).format(_name_of(value, rng, synonyms)), rng)
     for answer, true_value in (("yes", value), ("no", other)):
         clip = pools.take(true_value)
         tune = clips[clip].family
@@ -258,7 +258,7 @@ def _about_clip(form: Format, attribute: str, clips: Sequence[Clip], clip: int, 
     return Question(format=form, attribute=attribute, clip=clip, tune=tune, text=text, answer=answer)
 
 
-def _said(value: str, rng: random.Random, synonyms: float) -> str:
+def _name_of(value: str, rng: random.Random, synonyms: float) -> str:
     return rng.choice(_SYNONYMS[value]) if value in _SYNONYMS and rng.random() < synonyms else value
 
 

@@ -9,6 +9,8 @@ MAX_LETTERS = len(LETTERS)
 LEAD_IN = "The correct answer is:"
 MIN_SECONDS, MAX_SECONDS = 0.5, 600.0
 """The length of audio that a question may be about."""
+LONGEST_ANSWER = 32
+"""Tokens of an answer that a model writes, at most."""
 CANNOT_TELL = "cannot tell"
 """The answer where there is no music to judge: silence or noise."""
 

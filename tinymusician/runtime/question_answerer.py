@@ -23,14 +23,13 @@ from tinymusician.runtime.errors import as_engine_error
 from tinymusician.runtime.finer_attributes import finer_question
 from tinymusician.runtime.language_model import LanguageModel, LMState
 from tinymusician.runtime.open_session import SessionFactory
-from tinymusician.runtime.prompts import CANNOT_TELL, MAX_LETTERS, MAX_SECONDS, MIN_SECONDS, prompt_of
+from tinymusician.runtime.prompts import CANNOT_TELL, LONGEST_ANSWER, MAX_LETTERS, MAX_SECONDS, MIN_SECONDS, prompt_of
 from tinymusician.runtime.text import read_tokenizer
 from tinymusician.runtime.yes_no import YesNoQuestion, yes_no_question
 
 Samples = npt.NDArray[np.float32]
 Floats = npt.NDArray[np.float32]
 MAX_QUESTION_CHARACTERS, MAX_OPTIONS, MAX_OPTION_CHARACTERS = 300, 50, 60
-_LONGEST_ANSWER = 32
 _WINDOWS_AT_ONCE = 8
 _MAX_TEXTS = 8
 """Texts of windows that are compared in all windows, the most frequent ones."""
@@ -217,7 +216,7 @@ class QuestionAnswerer:
         written = []
         for state in audio.states:
             audio.check()
-            written += [self.lm.write(row, _LONGEST_ANSWER) for row in _rows(self.lm.read_text(state, prompt))]
+            written += [self.lm.write(row, LONGEST_ANSWER) for row in _rows(self.lm.read_text(state, prompt))]
         texts = [text for text, _ in Counter(map(tuple, written)).most_common(_MAX_TEXTS)]
         refusal = self.tokenizer.encode(f" {CANNOT_TELL}").ids
         logs = self._text_likelihoods(audio, prompt, [[*text, self.shape.end] for text in (*texts, refusal)])

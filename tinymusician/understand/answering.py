@@ -18,11 +18,11 @@ from tinymusician.models.audio_lm import AudioLM, PromptState
 from tinymusician.runtime.answers import Floats, OptionProbabilities, TextTokenizer, option_probabilities, scored_tokens
 from tinymusician.runtime.audio_lm_bundle import AttributeQuestion
 from tinymusician.runtime.finer_attributes import finer_question
+from tinymusician.runtime.prompts import LONGEST_ANSWER
 from tinymusician.understand.questions import Question
 
 _POSITIONS_AT_ONCE = 16_384
 """Positions in the cache of a batch, about: 46 kB each in SmolLM2-135M."""
-_LONGEST_ANSWER = 24
 
 
 class Answerer(Protocol):
@@ -126,7 +126,7 @@ class TorchAnswerer:
         state = self._read(features, prompts)
         tokens = state.logits.argmax(-1)[:, None]
         is_ended = tokens[:, -1] == self._end
-        while tokens.shape[1] < _LONGEST_ANSWER and not is_ended.all():
+        while tokens.shape[1] < LONGEST_ANSWER and not is_ended.all():
             token = self._model.read_on(state.cache, tokens[:, -1:])[:, -1].argmax(-1)
             tokens = torch.cat([tokens, token[:, None]], 1)
             is_ended |= token == self._end
@@ -154,7 +154,7 @@ def _batches(sizes: Sequence[tuple[int, int]], audio: int) -> Iterator[list[int]
     for row, size in enumerate(sizes):
         alike.setdefault(size, []).append(row)
     for (length, texts), rows in alike.items():
-        count = max(1, _POSITIONS_AT_ONCE // (texts * (audio + 1 + length + _LONGEST_ANSWER)))
+        count = max(1, _POSITIONS_AT_ONCE // (texts * (audio + 1 + length + LONGEST_ANSWER)))
         yield from (rows[start : start + count] for start in range(0, len(rows), count))
 
 

@@ -10,11 +10,11 @@ import numpy as np
 from tinymusician.runtime.answers import Floats, OptionProbabilities, option_probabilities, scored_tokens
 from tinymusician.runtime.audio_lm_bundle import AttributeQuestion
 from tinymusician.runtime.language_model import LMState
+from tinymusician.runtime.prompts import LONGEST_ANSWER
 from tinymusician.runtime.question_answerer import QuestionAnswerer
 from tinymusician.understand.questions import Question
 
 _CLIPS_AT_ONCE = 16
-_LONGEST_ANSWER = 24
 
 
 class BundleAnswerer:
@@ -48,7 +48,7 @@ class BundleAnswerer:
         player, texts = self._player, []
         for clip, prompt in zip(features, prompts, strict=True):
             state = player.lm.read_text(self._state(clip), player.tokenizer.encode(prompt).ids)
-            tokens = player.lm.write(state, _LONGEST_ANSWER)
+            tokens = player.lm.write(state, LONGEST_ANSWER)
             texts.append(player.tokenizer.decode(tokens, skip_special_tokens=False).strip())
         return texts
 

@@ -10,7 +10,7 @@ from tinymusician.understand.benchmark import BenchmarkResult, Score, SystemScor
 
 _NOTE = (
     "The score is the share of questions whose right option has the most probable text; intervals are at 95 % over "
-    "tunes. Controls hear nothing that helps: each must be at chance, within its 99 % interval."
+    "tunes. Controls get no audio that helps: with hard questions, each must be at chance, within its 99 % interval."
 )
 
 

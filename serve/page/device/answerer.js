@@ -39,6 +39,7 @@ export class Answerer {
 
   // It follows `ask` of question_answerer.py.
   async ask(states, question, options) {
+    checkQuestion(question, options);
     const plain = (text) => text.trim().toLowerCase().replace(/\?+$/, ''), { questions } = this.manifest;
     if (options.length) {
       this.#checkWindows(states, questions.find(({ options: values }) => options.every((option) => values.includes(option))));
@@ -220,6 +221,16 @@ function patterns(name) {
   const words = `(?<![\\w#'])${name.replace(/[.*+?^${}()|[\]\\]/g, '\\$&')}`, end = '(?![\\w#])';
   if (name !== 'A' && !name.startsWith('A ')) return [new RegExp(words + end, 'giu')];
   return [new RegExp(`(?<=\\s)${words}${end}`, 'gu'), new RegExp(`${words}(?=\\s*(?:[,;:.?!]|$))`, 'gu'), new RegExp(`${words}(?=[\\s.?!]*$)`, 'giu')];
+}
+
+// The limits of `check_question` in question_answerer.py.
+function checkQuestion(question, options) {
+  const folded = options.map((option) => option.trim().toLowerCase());
+  if (!question.trim()) throw new Error('The question is empty.');
+  if (question.length > 300) throw new Error(`The question has ${question.length} characters; at most 300 are allowed.`);
+  if (options.length === 1 || options.length > 50) throw new Error(`${options.length} possible answers; 2 to 50 are allowed, or none.`);
+  if (folded.some((option) => !option || option.length > 60)) throw new Error('A possible answer is empty, or has more than 60 characters.');
+  if (new Set(folded).size < folded.length) throw new Error('A possible answer is there twice.');
 }
 
 function promptOf(text, options) {
