@@ -19,7 +19,7 @@ from serve.config import ServeConfig
 from serve.log import log_event
 from serve.schemas import AnswerOption, AudioAnswer, AudioAnswers, ClipRanking, QuestionModelInfo
 from tinymusician.errors import DataError, RequestError, contain_panics
-from tinymusician.runtime.audio_reader import SUFFIXES, read_clip
+from tinymusician.runtime.audio_reader import SUFFIXES, LoadedClip, read_clip
 from tinymusician.runtime.best_of import rank
 from tinymusician.runtime.prompt_claims import rankable_claims
 from tinymusician.runtime.prompts import MAX_SECONDS
@@ -148,7 +148,8 @@ class AnswerReplica:
         elif options:
             raise RequestError("options: need a question", "options")
         loaded = self._follower.current
-        state = loaded.answerer.read(decode(audio, loaded.answerer.shape.sampling_rate), check)
+        clip = decode(audio, loaded.answerer.shape.sampling_rate)
+        state = loaded.answerer.read(clip.wave, check)
         answers = (
             loaded.answerer.ask_all(state) if question is None else [loaded.answerer.ask(state, question, options)]
         )
@@ -157,7 +158,7 @@ class AnswerReplica:
             digest=loaded.digest,
             audio_seconds=state.info.audio_seconds,
             windows=state.info.windows,
-            truncated=False,
+            truncated=clip.missing_seconds > 0,
             answers=tuple(_schema(answer) for answer in answers),
         )
 
@@ -173,7 +174,7 @@ def _contained(work_on: Callable[[Check], _Result], check: Check) -> _Result:
         return work_on(check)
 
 
-def decode(audio: UploadedAudio, rate: int) -> Samples:
+def decode(audio: UploadedAudio, rate: int) -> LoadedClip:
     """An uploaded file as a mono wave; one that is too long is read no further than that is known.
 
     Raises:
@@ -189,7 +190,7 @@ def decode(audio: UploadedAudio, rate: int) -> Samples:
         except DataError as error:
             raise RequestError(str(error).replace(file.name, "audio"), "audio") from error
     check_length(round(clip.file_seconds, 3))
-    return clip.wave
+    return clip
 
 
 def _check_size(path: Path) -> None:

@@ -9,7 +9,7 @@ from pydantic import BaseModel, BeforeValidator, ConfigDict, Field
 
 Share = Annotated[float, Field(ge=0, le=1)]
 Positive = Annotated[float, Field(gt=0)]
-Count = Annotated[int, Field(ge=1)]
+Count = Annotated[int, Field(ge=1, le=1_000_000_000)]
 Number = Annotated[float, BeforeValidator(lambda value: math.nan if value is None else value)]
 """A measured number: one that is not finite is null in JSON, and is read as NaN."""
 

@@ -9,11 +9,12 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from jobs.cli.engine_options import Threads
 from jobs.cli.output import emit, warn
 from tinymusician.bundle_refs import resolve_bundle
 from tinymusician.errors import RequestError
 from tinymusician.runtime.audio_lm_bundle import DEFAULT_QUESTION_BUNDLE
-from tinymusician.runtime.prompts import CANNOT_TELL
+from tinymusician.runtime.prompts import CANNOT_TELL, MAX_SECONDS, MIN_SECONDS
 
 if TYPE_CHECKING:
     from tinymusician.runtime.question_answerer import Answer, AudioInfo
@@ -39,12 +40,18 @@ def ask(
             help="A bundle that answers questions: NAME[@sha256:DIGEST] in the store, or a folder.",
         ),
     ] = DEFAULT_QUESTION_BUNDLE,
-    start: Annotated[float, typer.Option(min=0, metavar="SECONDS", help="Where to begin in the file.")] = 0,
+    start: Annotated[float, typer.Option(min=0, max=1e6, metavar="SECONDS", help="Where to begin in the file.")] = 0,
     seconds: Annotated[
         float | None,
-        typer.Option(min=0.5, metavar="SECONDS", help="How much to judge.", show_default="all of it, up to 600"),
+        typer.Option(
+            min=MIN_SECONDS,
+            max=MAX_SECONDS,
+            metavar="SECONDS",
+            help="How much to judge.",
+            show_default="all of it, up to 600",
+        ),
     ] = None,
-    threads: Annotated[int, typer.Option(min=0, help="CPU threads; 0 is as many as this process may use.")] = 0,
+    threads: Threads = 0,
     json: Annotated[bool, typer.Option("--json", help="Print one JSON object instead of text.")] = False,
 ) -> None:
     """Answer a question about audio, with the probability of every option.
@@ -60,7 +67,6 @@ def ask(
     - `tmctl ask "Which instrument plays?" --audio reel.ogg --option flute --option violin --json`
     """
     from tinymusician.runtime.audio_reader import read_clip
-    from tinymusician.runtime.prompts import MAX_SECONDS
     from tinymusician.runtime.question_answerer import QuestionAnswerer, check_length, check_question
 
     if question is None and options:

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from jobs.cli.engine_options import Threads
 from jobs.cli.output import emit
 from tinymusician.bundle_refs import resolve_bundle
 from tinymusician.errors import DataError, RequestError
@@ -34,7 +35,7 @@ def benchmark(
     ] = DEFAULT_QUESTION_BUNDLE,
     limit: Annotated[int | None, typer.Option(min=1, help="Only so many questions.", show_default="all")] = None,
     seed: Annotated[int, typer.Option(min=0, help="The order of the options.")] = 0,
-    threads: Annotated[int, typer.Option(min=0, help="CPU threads; 0 is as many as this process may use.")] = 0,
+    threads: Threads = 0,
     json: Annotated[bool, typer.Option("--json", help="Print one JSON object instead of text.")] = False,
 ) -> None:
     """Score a bundle on published questions, by probability and by two parsers of written answers.

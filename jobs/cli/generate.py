@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from jobs.cli.clip_ranker import ClipRanker
+from jobs.cli.engine_options import Threads
 from jobs.cli.output import emit, warn
 from tinymusician.bundle_refs import resolve_bundle
 from tinymusician.errors import DataError, RequestError
@@ -106,7 +107,7 @@ def generate(
     fade_out: Annotated[
         float, typer.Option(min=0, metavar="SECONDS", help="Fade the end out.", show_default="off")
     ] = 0,
-    threads: Annotated[int, typer.Option(min=0, help="CPU threads; 0 is as many as this process may use.")] = 0,
+    threads: Threads = 0,
     provider: Annotated[str, typer.Option(help="ONNX Runtime's execution provider.")] = "CPUExecutionProvider",
     json: Annotated[bool, typer.Option("--json", help="Print one JSON object instead of text.")] = False,
 ) -> None:

@@ -122,7 +122,11 @@ def start() -> str:
     command = [_ray(), "start", "--head", "--node-ip-address=127.0.0.1", f"--port={ray.gcs_port}"]
     command += ["--dashboard-host=127.0.0.1", f"--dashboard-port={port}", "--include-dashboard=true"]
     command += [f"--ray-client-server-port={_free_port()}", f"--dashboard-agent-listen-port={_free_port()}"]
-    _run([*command, "--disable-usage-stats"], environment)
+    try:
+        _run([*command, "--disable-usage-stats"], environment)
+    except ClusterError:
+        _end(_processes(ray.gcs_port))  # a start that takes too long leaves some behind
+        raise
     with atomic_write(_state_file()) as draft:
         draft.write_text(ray.model_dump_json())
     return ray.address
@@ -138,6 +142,13 @@ def stop() -> str:
     processes = [] if started is None else _processes(started.gcs_port)
     if started is None or not processes:
         raise ClusterError("local Ray: none that tmctl started is running")
+    _end(processes)
+    _state_file().unlink(missing_ok=True)
+    return started.address
+
+
+def _end(processes: list[psutil.Process]) -> None:
+    """End processes, and kill those that go on."""
     import psutil
 
     for process in processes:
@@ -147,8 +158,6 @@ def stop() -> str:
     for process in alive:
         with contextlib.suppress(psutil.NoSuchProcess):
             process.kill()
-    _state_file().unlink(missing_ok=True)
-    return started.address
 
 
 def _listens(port: int) -> bool:

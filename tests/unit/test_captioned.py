@@ -293,7 +293,7 @@ class TestReading:
         soundfile.write(tmp_path / "one.wav", tone(1), 16_000)
         for name, message in (
             ("broken", "cannot be read as audio"),
-            ("none", "cannot be read as audio"),
+            ("none", "does not exist"),
             ("broken.m4a", "cannot be read as audio"),
             ("short", "0.05 s of audio; 0.1 s or more"),
             ("nan", "not finite"),

@@ -71,6 +71,32 @@ def test_muchomusic_outputs(tmp_path: Path) -> None:
     assert score.by_category["instrumentation"].value == pytest.approx(2 / 3)
 
 
+@pytest.mark.parametrize(
+    ("change", "problem"),
+    [
+        ({"distractors": []}, "1 answers; 3 to 9 are allowed"),
+        ({"distractors": [*"abcdefghij"]}, "11 answers; 3 to 9 are allowed"),
+        ({"distractors": [1, 2, 3, 4]}, "must be strings"),
+        ({"distractors": ["a", "b", None, "d"]}, "must be strings"),
+        ({"distractors": ["a", "b", "yes", "d"]}, "two answers are equal"),
+        ({"question": " "}, "the text or an answer is empty"),
+        ({"question": "?" * 2001}, "2001 characters; at most 2000 are allowed"),
+    ],
+)
+def test_questions_that_cannot_be_scored_are_named(tmp_path: Path, change: dict[str, object], problem: str) -> None:
+    entry = {"question": "What?", "correct_answer": "yes", "distractors": ["a", "b", "c", "d"]}
+    (tmp_path / "r.json").write_text(json.dumps({"good": entry, "bad": {**entry, **change}}))
+    with pytest.raises(DataError, match=rf"question 2 \('bad'\): .*{problem}"):
+        load_published(tmp_path / "r.json")
+
+
+@pytest.mark.parametrize("content", ["[" * 100_000, json.dumps([{**JSON[0], "answer_orders": [1, 1, 3, 2, 0]}])])
+def test_files_in_no_layout(tmp_path: Path, content: str) -> None:
+    (tmp_path / "m.json").write_text(content)
+    with pytest.raises(DataError, match=r"none of the layouts|answers|equal"):
+        load_published(tmp_path / "m.json")
+
+
 def test_chance_of_a_vote() -> None:
     """With two distractors, two sets of two: right with two votes of four, and once where the votes are equal.
 

@@ -191,6 +191,31 @@ def test_long_audio_is_the_mean_of_its_windows(answerer: QuestionAnswerer) -> No
     np.testing.assert_allclose([option.probability for option in answer.options], expected, atol=1e-4)
 
 
+@pytest.mark.parametrize(
+    ("question", "options", "problem"),
+    [
+        ("\u200b", (), "question: is empty"),
+        ("Which\nshade?", (), "control characters"),
+        ("Which?", ("big  flute", "Big flute"), "'big flute' is there twice"),
+        ("Which?", ("flu\u0308te", "fl\u00fcte"), "is there twice"),
+        ("Which?", ("red", "Cannot tell"), "'cannot tell' is always a possible answer"),
+        ("Which?", tuple(f"{number}" + "\U0001f3bb" * 58 for number in range(8)), "tokens; at most 400 are allowed"),
+        ("\U0001f3bb" * 300, (), "tokens; at most 400 are allowed"),
+    ],
+)
+def test_questions_that_look_empty_equal_or_are_too_long(
+    answerer: QuestionAnswerer, question: str, options: tuple[str, ...], problem: str
+) -> None:
+    audio = answerer.read(wave(1.0))
+    with pytest.raises(RequestError, match=problem):
+        answerer.ask(audio, question, options)
+
+
+def test_samples_far_above_full_scale_are_refused(answerer: QuestionAnswerer) -> None:
+    with pytest.raises(RequestError, match="audio: has samples that are not finite, or above 1000; full scale is 1"):
+        answerer.read(wave(1.0) * np.float32(1e30))
+
+
 def test_yes_is_as_probable_as_all_that_is_named(answerer: QuestionAnswerer) -> None:
     audio = answerer.read(wave(1.0))
     parts = [NamedValues(one, one.options[:2]) for one in answerer.manifest.questions[:2]]

@@ -14,7 +14,7 @@ from typing import Literal, Self
 
 from pydantic import Field, ValidationError, model_validator
 
-from tinymusician.config_model import ConfigModel, Count, Positive
+from tinymusician.config_model import ConfigModel
 from tinymusician.errors import BundleError
 from tinymusician.json_types import JsonObject
 from tinymusician.runtime.bundle import FORMAT, MANIFEST, check_file
@@ -32,14 +32,20 @@ class AudioLMArchitecture(ConfigModel):
     `window_seconds` is the length of the training clips; longer audio is judged in windows of it.
     """
 
-    sampling_rate: Count
-    window_seconds: Positive
-    vocabulary: Count
-    width: Count
-    layers: Count
-    key_value_heads: Count
-    head_width: Count
+    sampling_rate: int = Field(ge=1000, le=384_000)
+    window_seconds: float = Field(ge=0.1, le=600)
+    vocabulary: int = Field(ge=2, le=1_000_000)
+    width: int = Field(ge=1, le=65_536)
+    layers: int = Field(ge=1, le=1000)
+    key_value_heads: int = Field(ge=1, le=1000)
+    head_width: int = Field(ge=1, le=65_536)
     end: int = Field(ge=0)
+
+    @model_validator(mode="after")
+    def _end_is_a_token(self) -> Self:
+        if self.end >= self.vocabulary:
+            raise ValueError(f"end {self.end}: is no token of {self.vocabulary}")
+        return self
 
 
 class FinerAttribute(ConfigModel):
@@ -77,7 +83,7 @@ class AudioLMManifest(ConfigModel):
     name: str
     files: tuple[BundleFile, ...]
     architecture: AudioLMArchitecture
-    questions: tuple[AttributeQuestion, ...]
+    questions: tuple[AttributeQuestion, ...] = Field(min_length=1)
     providers: tuple[str, ...]
     minimum_memory: int = Field(ge=0)
     parity: JsonObject

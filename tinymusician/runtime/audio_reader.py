@@ -7,6 +7,7 @@ another FAD than one that was recorded at that rate.
 
 from __future__ import annotations
 
+import re
 from collections import Counter
 from collections.abc import Iterable, Iterator
 from contextlib import ExitStack, contextmanager
@@ -62,6 +63,11 @@ _FFMPEG = (
 SUFFIXES = (*_SNDFILE, *_FFMPEG)
 """The suffixes of audio files, in lower case; files are recognized in any case."""
 _SHORTEST_SECONDS = 0.1
+_NOT_MISSED_SECONDS = 0.1
+_DATA_SIZES = re.compile(r"(?:data|SSND) *: *(?P<stated>\d+) \(should be (?P<actual>\d+)\)")
+"""How libsndfile says that a file has another number of bytes than its header."""
+_STREAM = 2**32 - 2**20
+"""Programs that do not know the size yet write the largest there is."""
 _BLOCK = 1 << 17
 """Samples of all channels that are read at once."""
 
@@ -70,13 +76,15 @@ _BLOCK = 1 << 17
 class LoadedClip:
     """A clip as a mono `wave` in [-1, 1] at `rate` Hz, and the conversions that it needed (`changed`).
 
-    `file_seconds` is the length of the whole file.
+    `file_seconds` is the length of the whole file. `missing_seconds` is what its header announces and it has not: it
+    was cut off, or is damaged.
     """
 
     wave: Wave
     rate: int
     file_seconds: float
     changed: tuple[str, ...] = ()
+    missing_seconds: float = 0.0
 
 
 def read_clip(path: Path, rate: int | None, start: float = 0.0, seconds: float | None = None) -> LoadedClip:
@@ -95,6 +103,7 @@ def read_clip(path: Path, rate: int | None, start: float = 0.0, seconds: float |
             channels = block.shape[1]
             mono.add(block)
         length = source.length
+        missing = _missing_seconds(source, begin, count, mono.samples)
     if start > 0 and start * source.rate >= length:
         raise DataError(f"{path}: lasts {length / source.rate:g} s; a clip from {start:g} s on is needed")
     _check_length(path, mono.samples / source.rate)
@@ -102,9 +111,11 @@ def read_clip(path: Path, rate: int | None, start: float = 0.0, seconds: float |
     if not np.isfinite(wave).all():
         raise DataError(f"{path}: has samples that are not finite")
     changed = () if channels == 1 else (f"{channels} channels averaged",)
-    if rate is None or source.rate == rate:
-        return LoadedClip(wave, source.rate, length / source.rate, changed)
-    return LoadedClip(wave, rate, length / source.rate, (*changed, f"resampled from {source.rate} Hz"))
+    if missing:
+        changed = (*changed, f"{missing:.1f} s that its header announces are missing")
+    if rate not in (None, source.rate):
+        changed = (*changed, f"resampled from {source.rate} Hz")
+    return LoadedClip(wave, rate or source.rate, length / source.rate, changed, missing)
 
 
 def optional_decoder() -> str | None:
@@ -149,6 +160,13 @@ def count_changes(clips: Iterable[LoadedClip]) -> str:
     return ", ".join(f"{change}: {count}" for change, count in sorted(counts.items()))
 
 
+def _missing_seconds(source: _SndfileSource | _FfmpegSource, begin: int, count: int | None, read: int) -> float:
+    """What a header announces of a part of a file, and is not there."""
+    announced = source.announced if count is None else min(source.announced, begin + count)
+    missing = (announced - begin - read) / source.rate
+    return missing if missing > _NOT_MISSED_SECONDS else 0.0
+
+
 class _MonoResampler:
     """Averages the channels of blocks, and resamples them as a whole wave would be (libsoxr, very high quality)."""
 
@@ -178,6 +196,9 @@ class _SndfileSource:
 
     def __init__(self, file: SoundFile) -> None:
         self._file, self.rate, self.length = file, int(file.samplerate), int(file.frames)
+        self.announced = self.length
+        if (sizes := _DATA_SIZES.search(file.extra_info)) and 0 < int(sizes["actual"]) < int(sizes["stated"]) < _STREAM:
+            self.announced = round(self.length * int(sizes["stated"]) / int(sizes["actual"]))
 
     def blocks(self, begin: int, count: int | None) -> Iterator[Wave]:
         """Samples [N, channels] from `begin` on, `count` of them or all."""
@@ -194,6 +215,11 @@ class _FfmpegSource:
     def __init__(self, container: InputContainer) -> None:
         self._container, self._stream = container, container.streams.audio[0]
         self.rate, self.length = int(self._stream.rate), 0
+
+    @property
+    def announced(self) -> int:
+        """The header's length is an estimate in many formats, so what was decoded counts."""
+        return self.length
 
     def blocks(self, begin: int, count: int | None) -> Iterator[Wave]:
         """Samples [N, channels] from `begin` on, `count` of them or all."""
@@ -220,8 +246,10 @@ def _opened(path: Path) -> Iterator[_SndfileSource | _FfmpegSource]:
     """
     import soundfile
 
-    if not path.is_file():
-        raise DataError(f"{path}: is a folder; an audio file is needed" if path.is_dir() else f"{path}: does not exist")
+    if path.is_dir():
+        raise DataError(f"{path}: is a folder; an audio file is needed")
+    if not path.exists():
+        raise DataError(f"{path}: does not exist")
     with ExitStack() as stack:
         source: _SndfileSource | _FfmpegSource
         if path.suffix.lower() in _FFMPEG:

@@ -6,6 +6,8 @@ import math
 import os
 from pathlib import Path
 
+MAX_THREADS = 1024
+"""More than any machine has for one engine."""
 _ROOT = Path("/")
 
 

@@ -8,6 +8,7 @@ from typing import NamedTuple
 import numpy as np
 import numpy.typing as npt
 
+from tinymusician.errors import EngineError
 from tinymusician.runtime.audio_lm_bundle import AudioLMArchitecture
 from tinymusician.runtime.errors import as_engine_error
 from tinymusician.runtime.session import Array, Session
@@ -75,6 +76,8 @@ class LanguageModel:
             raise as_engine_error("the language model", error) from error
         outputs = dict(zip(self._outputs, values, strict=True))
         logits = outputs.pop("logits")
+        if not np.isfinite(logits).all():
+            raise EngineError("the language model: its results are not numbers; the bundle is damaged")
         return LMState({name.replace("present", "past"): value for name, value in outputs.items()}, logits)
 
 

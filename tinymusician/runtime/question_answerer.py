@@ -8,6 +8,7 @@ changes nothing.
 from __future__ import annotations
 
 import math
+import unicodedata
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
@@ -16,7 +17,7 @@ from pathlib import Path
 import numpy as np
 import numpy.typing as npt
 
-from tinymusician.errors import RequestError
+from tinymusician.errors import EngineError, RequestError
 from tinymusician.runtime.answers import option_probabilities, scored_tokens, softmax
 from tinymusician.runtime.audio_lm_bundle import AttributeQuestion, open_audio_lm
 from tinymusician.runtime.errors import as_engine_error
@@ -30,6 +31,9 @@ from tinymusician.runtime.yes_no import YesNoQuestion, yes_no_question
 Samples = npt.NDArray[np.float32]
 Floats = npt.NDArray[np.float32]
 MAX_QUESTION_CHARACTERS, MAX_OPTIONS, MAX_OPTION_CHARACTERS = 300, 50, 60
+_MAX_PROMPT_TOKENS, _MAX_OPTION_TOKENS = 400, 2000
+"""Tokens of a question with its listed options, and of all options: a character may take several."""
+_MAX_SAMPLE = 1000
 _WINDOWS_AT_ONCE = 8
 _MAX_TEXTS = 8
 """Texts of windows that are compared in all windows, the most frequent ones."""
@@ -103,8 +107,10 @@ class QuestionAnswerer:
         rate = self.shape.sampling_rate
         seconds = len(wave) / rate
         check_length(seconds)
-        if not np.isfinite(wave).all():
-            raise RequestError("audio: has samples that are not finite numbers", "audio")
+        if not np.isfinite(wave).all() or np.abs(wave).max() > _MAX_SAMPLE:
+            raise RequestError(
+                f"audio: has samples that are not finite, or above {_MAX_SAMPLE}; full scale is 1", "audio"
+            )
         windows = split_windows(len(wave), round(self.shape.window_seconds * rate))
         states = []
         for batch in _batches(windows):
@@ -118,6 +124,8 @@ class QuestionAnswerer:
             (embeddings,) = self._encoder.run(["embeddings"], {"audio": waves_BN})
         except Exception as error:  # ONNX Runtime's exceptions
             raise as_engine_error("the audio encoder", error) from error
+        if not np.isfinite(embeddings).all():
+            raise EngineError("the audio encoder: its results are not numbers; the bundle is damaged")
         return embeddings
 
     def without_audio(self) -> AudioState:
@@ -137,7 +145,12 @@ class QuestionAnswerer:
                 attribute is one of a window, and the audio is longer.
         """
         check_question(question, options)
+        self._check_tokens(question, options)
         questions = self.manifest.questions
+        if {option.strip().casefold() for option in options} == {"yes", "no"}:
+            answer = self.ask(audio, question)
+            if {option.text for option in answer.options} == {"yes", "no"}:
+                return _in_order(answer, options)
         if options:
             self._check_windows(audio, next((one for one in questions if set(options) <= set(one.options)), None))
             return self.choose(audio, question, tuple(options))
@@ -152,6 +165,21 @@ class QuestionAnswerer:
             self._check_windows(audio, attribute)
             return self.choose(audio, question, attribute.options)
         return written
+
+    def _check_tokens(self, question: str, options: Sequence[str]) -> None:
+        """Check that a question and its options are not too long for the model, whatever their script.
+
+        Raises:
+            RequestError: they are.
+        """
+        sizes = [len(each.ids) for each in self.tokenizer.encode_batch([question, *options])]
+        listed = sum(sizes if len(options) <= MAX_LETTERS else sizes[:1])
+        if listed > _MAX_PROMPT_TOKENS or sum(sizes[1:]) > _MAX_OPTION_TOKENS:
+            raise RequestError(
+                f"question and options: take {sum(sizes)} tokens; at most {_MAX_PROMPT_TOKENS} are allowed, or "
+                f"{_MAX_OPTION_TOKENS} of more than {MAX_LETTERS} options",
+                "options" if options else "question",
+            )
 
     def _check_windows(self, audio: AudioState, about: AttributeQuestion | None) -> None:
         """Check that an attribute of a window, such as its number of notes, is not taken for one of longer audio.
@@ -258,23 +286,33 @@ def check_question(question: str, options: Sequence[str]) -> None:
     Raises:
         RequestError: the question is empty or too long, or the options are not several different texts.
     """
-    if not question.strip():
+    if not plain_text(question):
         raise RequestError("question: is empty", "question")
+    if any(unicodedata.category(character) == "Cc" for text in (question, *options) for character in text):
+        raise RequestError("question and options: have control characters; one line of text each is needed", "question")
     if len(question) > MAX_QUESTION_CHARACTERS:
         raise RequestError(
             f"question: {len(question)} characters; at most {MAX_QUESTION_CHARACTERS} are allowed", "question"
         )
     if len(options) == 1 or len(options) > MAX_OPTIONS:
         raise RequestError(f"options: {len(options)}; 2 to {MAX_OPTIONS} are allowed, or none", "options")
-    folded = [option.strip().casefold() for option in options]
+    folded = [plain_text(option) for option in options]
     if "" in folded:
         raise RequestError("options: one is empty", "options")
     if long := next((option for option in options if len(option) > MAX_OPTION_CHARACTERS), None):
         raise RequestError(
             f"options: one has {len(long)} characters; at most {MAX_OPTION_CHARACTERS} are allowed", "options"
         )
+    if CANNOT_TELL in folded:
+        raise RequestError(f"options: {CANNOT_TELL!r} is always a possible answer; leave it out", "options")
     if twice := next((text for index, text in enumerate(folded) if text in folded[:index]), None):
         raise RequestError(f"options: {twice!r} is there twice", "options")
+
+
+def plain_text(text: str) -> str:
+    """A text without what cannot be seen: equal for texts that look alike, whatever their case and spaces."""
+    seen = (one for one in unicodedata.normalize("NFKC", text) if unicodedata.category(one) != "Cf")
+    return " ".join("".join(seen).casefold().split())
 
 
 def split_windows(samples: int, window: int) -> list[tuple[int, int]]:
@@ -301,6 +339,14 @@ def _combined(question: str, options: tuple[str, ...], logs_WO: Floats, cannot_t
     weights = np.maximum(1 - cannot_tell_W, _SMALLEST_WEIGHT)
     shares = softmax(np.asarray(weights @ logs_WO / weights.sum(), np.float32))
     return _answer(question, options, shares.tolist(), float(cannot_tell_W.min()))
+
+
+def _in_order(answer: Answer, options: Sequence[str]) -> Answer:
+    """An answer of yes or no with a user's spelling and order of the two."""
+    texts = {option.strip().casefold(): option for option in options}
+    given = {texts[option.text]: option.probability for option in answer.options}
+    chosen = texts.get(answer.answer, answer.answer)
+    return replace(answer, answer=chosen, options=tuple(Option(option, given[option]) for option in options))
 
 
 def _answer(question: str, options: Sequence[str], shares: Sequence[float], nothing: float) -> Answer:

@@ -24,12 +24,13 @@ from tinymusician.config_model import Document
 from tinymusician.errors import DataError
 from tinymusician.evaluate.bootstrap import Interval, cluster_interval
 from tinymusician.json_types import JsonObject
-from tinymusician.runtime.prompts import LETTERS
+from tinymusician.runtime.prompts import LETTERS, MAX_LETTERS
 from tinymusician.understand.questions import official_choice, strict_choice
 
 Layout = Literal["muchomusic-csv", "muchomusic-json", "rul"]
 _CSV_COLUMNS = ("question", "correct_answer", "distractor_1_answer", "dataset_identifier")
 OPTIONS = 4
+_MAX_CHARACTERS = 2000
 T = TypeVar("T")
 
 
@@ -93,13 +94,32 @@ def load_published(path: Path) -> tuple[Layout, list[PublishedQuestion]]:
         layout, questions = _read(path)
     except (OSError, UnicodeDecodeError) as error:
         raise DataError(f"questions {path}: cannot be read ({error})") from error
-    except (ValueError, KeyError, TypeError, AttributeError, SyntaxError, csv.Error) as error:
+    except (ValueError, LookupError, TypeError, AttributeError, SyntaxError, RecursionError, csv.Error) as error:
         raise DataError(
             f"questions {path}: are in none of the layouts of MuChoMusic (CSV, JSON) and RUListening (JSON); {error!r}"
         ) from error
     if not questions:
         raise DataError(f"questions {path}: has no questions")
+    for number, question in enumerate(questions, 1):
+        if problem := _problem(question, layout):
+            raise DataError(f"questions {path}, question {number} ({question.id!r:.40}): {problem}")
     return layout, questions
+
+
+def _problem(question: PublishedQuestion, layout: Layout) -> str:
+    """What is wrong with a question; empty if nothing is."""
+    answers, most = (question.correct, *question.distractors), MAX_LETTERS + (layout == "rul")
+    words = (question.text, *answers, *question.knowledge, *question.reasoning, question.output or "")
+    if not all(isinstance(word, str) for word in words):
+        return "text, answers, categories and output must be strings"
+    if not all(word.strip() for word in (question.text, *answers)):
+        return "the text or an answer is empty"
+    if longest := max((len(word) for word in (question.text, *answers) if len(word) > _MAX_CHARACTERS), default=0):
+        return f"{longest} characters; at most {_MAX_CHARACTERS} are allowed"
+    if len(set(answers)) < len(answers):
+        return "two answers are equal"
+    fewest = 3 if layout == "rul" else 2
+    return "" if fewest <= len(answers) <= most else f"{len(answers)} answers; {fewest} to {most} are allowed"
 
 
 def _read(path: Path) -> tuple[Layout, list[PublishedQuestion]]:
