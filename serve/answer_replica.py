@@ -83,10 +83,13 @@ class AnswerReplica:
         """Answer one question, or without one those about all attributes. `request_id` is for the log.
 
         Raises:
-            RequestError: the audio, the question or the options cannot be used.
+            RequestError: the audio, the question or the options cannot be used; the form's field of audio is `file`.
         """
         log.request_id.set(request_id)
-        return await self._run(lambda check: self._ask(audio, question, options, check))
+        try:
+            return await self._run(lambda check: self._ask(audio, question, options, check))
+        except RequestError as error:
+            raise RequestError(str(error), "file" if error.field == "audio" else error.field) from error
 
     async def rank(self, prompt: str, waves: Sequence[Samples], rate: int, request_id: str) -> ClipRanking:
         """Rank clips of a prompt, float32 at `rate` Hz; without clips, only check that it can be done.
