@@ -211,6 +211,12 @@ def test_questions_that_look_empty_equal_or_are_too_long(
         answerer.ask(audio, question, options)
 
 
+def test_a_bundle_without_questions_needs_one(answerer: QuestionAnswerer, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(answerer, "manifest", answerer.manifest.model_copy(update={"questions": ()}))
+    with pytest.raises(RequestError, match="this bundle lists none; one is needed"):
+        answerer.ask_all(answerer.read(wave(1.0)))
+
+
 def test_samples_far_above_full_scale_are_refused(answerer: QuestionAnswerer) -> None:
     with pytest.raises(RequestError, match="audio: has samples that are not finite, or above 1000; full scale is 1"):
         answerer.read(wave(1.0) * np.float32(1e30))

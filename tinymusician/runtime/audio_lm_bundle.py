@@ -83,7 +83,7 @@ class AudioLMManifest(ConfigModel):
     name: str
     files: tuple[BundleFile, ...]
     architecture: AudioLMArchitecture
-    questions: tuple[AttributeQuestion, ...] = Field(min_length=1)
+    questions: tuple[AttributeQuestion, ...]
     providers: tuple[str, ...]
     minimum_memory: int = Field(ge=0)
     parity: JsonObject

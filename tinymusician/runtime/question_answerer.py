@@ -230,7 +230,13 @@ class QuestionAnswerer:
         return _combined(question, options, np.mean(logs, axis=0), np.mean(cannot_tell, axis=0))
 
     def ask_all(self, audio: AudioState) -> list[Answer]:
-        """Answer the bundle's questions about all attributes; of longer audio, those that do not hold per window."""
+        """Answer the bundle's questions about all attributes; of longer audio, those that do not hold per window.
+
+        Raises:
+            RequestError: the bundle has none.
+        """
+        if not self.manifest.questions:
+            raise RequestError("question: this bundle lists none; one is needed", "question")
         is_short = audio.info.windows <= 1
         return [self._ask_attribute(audio, one) for one in self.manifest.questions if is_short or not one.per_window]
 
