@@ -241,7 +241,7 @@ class QuestionAnswerer:
         return [self._ask_attribute(audio, one) for one in self.manifest.questions if is_short or not one.per_window]
 
     def _ask_attribute(self, audio: AudioState, question: AttributeQuestion) -> Answer:
-        answer = self.ask(audio, question.text, question.options)
+        answer = self.choose(audio, question.text, question.options)
         return Answer(**{**vars(answer), "attribute": question.attribute})
 
     def write(self, audio: AudioState, question: str, options: Sequence[str] = ()) -> Answer:
