@@ -291,13 +291,12 @@ def peak_memory_bytes(device: torch.device) -> int:
 class MetricWindow:
     """Sums over the steps between two log rows, on the loss's device. A window ends with a log row or a checkpoint.
 
-    A scalar that only some steps have is averaged over those.
+    A scalar that only some steps, microbatches or workers have is averaged over those.
     """
 
     def __init__(self) -> None:
         self._sums: dict[str, Tensor] = {}
-        self._counts: dict[str, int] = {}
-        self._names: set[str] = set()
+        self._weights: dict[str, float] = {}
         self._norm, self._rate, self.steps, self._began = 0.0, 0.0, 0, time.monotonic()
         self.data_seconds = 0.0
         self.communication_share: float | None = None
@@ -308,30 +307,41 @@ class MetricWindow:
         for name, value in scalars.items():
             weighted = weight * value.detach().float().to(device)
             self._sums[name] = self._sums.get(name, torch.zeros((), device=device)) + weighted
-        self._names |= scalars.keys()
+            self._weights[name] = self._weights.get(name, 0.0) + weight
 
     def close(self, norm: float, rate: float) -> None:
         """End a step."""
         self._norm, self._rate, self.steps = self._norm + norm, rate, self.steps + 1
-        for name in self._names:
-            self._counts[name] = self._counts.get(name, 0) + 1
-        self._names = set()
 
     def means(self, world: int) -> dict[str, float]:
         """Means over steps and workers, with the gradient norm, the last learning rate and the time per step.
 
         `data_share` is the share of this worker's time until batches are there, with the teacher's signals.
         """
-        names = sorted(self._sums)
-        values = [self._sums[name] / self._counts[name] for name in names]
         seconds = time.monotonic() - self._began
-        means = torch.stack([*values, torch.tensor(seconds / self.steps, device=values[0].device)])
+        names = self._names_of_all(world)
+        device = next(iter(self._sums.values())).device
+        sums = [self._sums.get(name, torch.zeros((), device=device)) for name in names]
+        weights = [self._weights.get(name, 0.0) for name in names]
+        totals = torch.stack([torch.stack(sums), torch.tensor(weights, device=device)])
+        durations = torch.tensor([[seconds / self.steps], [1.0]], device=device)
+        totals = torch.cat([totals, durations], dim=1)
         if world > 1:
-            dist.all_reduce(means)
-            means = means / world
-        row = dict(zip([*names, "step_seconds"], means.tolist(), strict=True))
+            dist.all_reduce(totals)
+        row = {
+            name: total / weight
+            for name, total, weight in zip([*names, "step_seconds"], *totals.tolist(), strict=True)
+            if weight
+        }
         row |= {"gradient_norm": self._norm / self.steps, "learning_rate": self._rate}
         row["data_share"] = self.data_seconds / seconds
         if self.communication_share is not None:
             row["communication_share"] = self.communication_share
         return row
+
+    def _names_of_all(self, world: int) -> list[str]:
+        """The scalars that any worker has: all must reduce the same ones."""
+        everybody = [sorted(self._sums)] * world
+        if world > 1:
+            dist.all_gather_object(everybody, sorted(self._sums))
+        return sorted(set().union(*everybody))
