@@ -63,10 +63,10 @@ _FFMPEG = (
 SUFFIXES = (*_SNDFILE, *_FFMPEG)
 """The suffixes of audio files, in lower case; files are recognized in any case."""
 _SHORTEST_SECONDS = 0.1
-_NOT_MISSED_SECONDS = 0.1
+_MISSING_TOLERANCE = 0.1  # seconds
 _DATA_SIZES = re.compile(r"(?:data|SSND) *: *(?P<stated>\d+) \(should be (?P<actual>\d+)\)")
 """How libsndfile says that a file has another number of bytes than its header."""
-_STREAM = 2**32 - 2**20
+_UNKNOWN_SIZE = 2**32 - 2**20
 """Programs that do not know the size yet write the largest there is."""
 _BLOCK = 1 << 17
 """Samples of all channels that are read at once."""
@@ -76,8 +76,8 @@ _BLOCK = 1 << 17
 class LoadedClip:
     """A clip as a mono `wave` in [-1, 1] at `rate` Hz, and the conversions that it needed (`changed`).
 
-    `file_seconds` is the length of the whole file. `missing_seconds` is what its header announces and it has not: it
-    was cut off, or is damaged.
+    `file_seconds` is the length of the whole file. `missing_seconds` is what the header announces but the file
+    does not contain: it was cut off, or is damaged.
     """
 
     wave: Wave
@@ -164,7 +164,7 @@ def _missing_seconds(source: _SndfileSource | _FfmpegSource, begin: int, count: 
     """What a header announces of a part of a file, and is not there."""
     announced = source.announced if count is None else min(source.announced, begin + count)
     missing = (announced - begin - read) / source.rate
-    return missing if missing > _NOT_MISSED_SECONDS else 0.0
+    return missing if missing > _MISSING_TOLERANCE else 0.0
 
 
 class _MonoResampler:
@@ -197,7 +197,9 @@ class _SndfileSource:
     def __init__(self, file: SoundFile) -> None:
         self._file, self.rate, self.length = file, int(file.samplerate), int(file.frames)
         self.announced = self.length
-        if (sizes := _DATA_SIZES.search(file.extra_info)) and 0 < int(sizes["actual"]) < int(sizes["stated"]) < _STREAM:
+        if (sizes := _DATA_SIZES.search(file.extra_info)) and 0 < int(sizes["actual"]) < int(
+            sizes["stated"]
+        ) < _UNKNOWN_SIZE:
             self.announced = round(self.length * int(sizes["stated"]) / int(sizes["actual"]))
 
     def blocks(self, begin: int, count: int | None) -> Iterator[Wave]:

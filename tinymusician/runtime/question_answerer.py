@@ -147,14 +147,16 @@ class QuestionAnswerer:
         check_question(question, options)
         self._check_tokens(question, options)
         questions = self.manifest.questions
-        if {option.strip().casefold() for option in options} == {"yes", "no"}:
+        if {plain_text(option) for option in options} == {"yes", "no"}:
             answer = self.ask(audio, question)
             if {option.text for option in answer.options} == {"yes", "no"}:
                 return _in_order(answer, options)
         if options:
             self._check_windows(audio, next((one for one in questions if set(options) <= set(one.options)), None))
             return self.choose(audio, question, tuple(options))
-        if listed := next((one for one in questions if _plain(one.text) == _plain(question)), None):
+        if listed := next(
+            (one for one in questions if plain_text(one.text).rstrip("?") == plain_text(question).rstrip("?")), None
+        ):
             self._check_windows(audio, listed)
             return self.choose(audio, question, listed.options)
         written = self.write(audio, question)
@@ -272,10 +274,6 @@ class QuestionAnswerer:
         return np.concatenate(logs)
 
 
-def _plain(question: str) -> str:
-    return question.strip().casefold().rstrip("?")
-
-
 def check_length(seconds: float) -> None:
     """Check that audio is neither too short nor too long.
 
@@ -349,7 +347,7 @@ def _combined(question: str, options: tuple[str, ...], logs_WO: Floats, cannot_t
 
 def _in_order(answer: Answer, options: Sequence[str]) -> Answer:
     """An answer of yes or no with a user's spelling and order of the two."""
-    texts = {option.strip().casefold(): option for option in options}
+    texts = {plain_text(option): option for option in options}
     given = {texts[option.text]: option.probability for option in answer.options}
     chosen = texts.get(answer.answer, answer.answer)
     return replace(answer, answer=chosen, options=tuple(Option(option, given[option]) for option in options))

@@ -12,7 +12,7 @@ import re
 from tinymusician.runtime.audio_lm_bundle import AttributeQuestion
 
 _ACCIDENTALS = {"sharp": "#", "flat": "b", "♯": "#", "♭": "b"}
-_SPELT = re.compile(r"\b([a-g])[\s-]?(sharp|flat|♯|♭)", re.IGNORECASE)
+_ACCIDENTAL_WORDS = re.compile(r"\b([a-g])[\s-]?(sharp|flat|♯|♭)", re.IGNORECASE)
 _START, _END = r"(?<![\w#'])", r"(?![\w#])"
 
 
@@ -22,7 +22,7 @@ def named_values(text: str, attribute: AttributeQuestion) -> tuple[str, ...]:
     A name inside a longer one does not count: `rises, then falls` is not `falls`.
     """
     names = {**{option: option for option in attribute.options}, **attribute.synonyms}
-    values, rest = [], _SPELT.sub(lambda spelt: spelt[1] + _ACCIDENTALS[spelt[2].lower()], text.strip())
+    values, rest = [], _ACCIDENTAL_WORDS.sub(lambda match: match[1] + _ACCIDENTALS[match[2].lower()], text.strip())
     for name in sorted(names, key=len, reverse=True):
         without = rest
         for pattern in _patterns(name):
