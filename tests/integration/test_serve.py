@@ -356,7 +356,7 @@ def test_questions_are_answered_through_serve(served: Served, bundle: Path) -> N
     ).json()
     assert sum(option["probability"] for option in answer["answers"][0]["options"]) == pytest.approx(1, abs=1e-4)
     refused = requests.post(address, files={"file": ("a.wav", b"no audio")})
-    assert (refused.status_code, refused.json()["error"]["field"]) == (422, "audio")
+    assert (refused.status_code, refused.json()["error"]["field"]) == (422, "file")
     about = requests.get(f"{served.url}/v1/models", timeout=10).json()["questions"]
     manifest = requests.get(f"{served.url}/v1/bundles/{about['digest']}/manifest.json", timeout=10).content
     assert hashlib.sha256(manifest).hexdigest() == about["digest"]
