@@ -2,10 +2,11 @@
 
     python -m benchmarks.understanding --bundle DIR [--soundfont FILE.sf2 …] [--recordings DIR]
 
-The hard questions about test tunes, rendered as in training, through the band's codec, and with soundfonts that no
-training saw (Debian has `fluid-soundfont-gm` and `musescore-general-soundfont`). Then, as `tmctl ask` answers them,
-questions of yes or no, the same questions without options in sentences that training never used, and questions that no
-clip answers; `words` is what the model itself writes, before it is compared with the values of attributes.
+The hard questions about test tunes, rendered as in training, through the band's codec, at low sampling rates, and with
+soundfonts that no training saw (Debian has `fluid-soundfont-gm` and `musescore-general-soundfont`). Then, as `tmctl
+ask` answers them, questions of yes or no, the same questions without options in sentences that training never used, and
+questions that no clip answers; `words` is what the model itself writes, before it is compared with the values of
+attributes.
 Recordings have no known answers: what the bundle says about each is printed.
 Seconds and memory are those of `tmctl ask` in a process of its own.
 """
@@ -18,6 +19,7 @@ import subprocess
 import sys
 import tempfile
 import time
+from dataclasses import asdict
 from itertools import cycle
 from pathlib import Path
 
@@ -37,12 +39,15 @@ from tinymusician.runtime.audio_reader import SUFFIXES, read_clip
 from tinymusician.runtime.prompts import CANNOT_TELL
 from tinymusician.runtime.question_answerer import QuestionAnswerer
 from tinymusician.understand.answering import FinerAnswerer
+from tinymusician.understand.band_limited_clips import band_limited
 from tinymusician.understand.benchmark import SystemScore, score_probabilities
 from tinymusician.understand.bundle_answerer import BundleAnswerer
 from tinymusician.understand.questions import Question
 from tinymusician.user_folders import user_folder
 
 _UNANSWERABLE_CLIPS, _YES_NO_PAIRS = 20, 12
+_LOW_RATES = (11_025, 8_000, 4_000)
+"""In Hz; what is above half of it is lost."""
 
 
 def main() -> None:
@@ -58,19 +63,16 @@ def main() -> None:
     split = load_split(corpus, load_tunes(corpus / TUNES), "test", options.clips, SEED, EVERY_KEY)
     questions, player = hard_questions(split.clips, options.groups, 0), BundleAnswerer(options.bundle)
     rows = sorted({question.clip for question in questions})
-    waves = {"as in training": split.audio(np.array(rows))}
-    waves["through the band's codec"] = through_codec(waves["as in training"])
-    for font in options.soundfont:
-        waves[f"soundfont {font.name}"] = rendered(split, rows, font)
+    waves = renderings(split, rows, options.soundfont)
     figures: dict[str, float] = {}
     for name, clips in waves.items():
         score = scored(name, player, questions, rows, clips)
         parts = {"overall": score.overall, **score.attributes}
-        figures |= {f"{name}/{part}": each.interval.value for part, each in parts.items()}
-        figures |= {f"{name}/overall/low": score.overall.interval.low or 0.0}
-        figures |= {f"{name}/overall/high": score.overall.interval.high or 0.0}
+        for part, each in parts.items():
+            interval = asdict(each.interval)
+            figures |= {f"{name}/{part}/{edge}": interval[edge] for edge in ("value", "low", "high") if interval[edge]}
         figures[f"{name}/cannot tell"] = score.cannot_tell or 0.0
-        print(name, {part: round(each.interval.value, 3) for part, each in parts.items()}, flush=True)
+        print(name, {part: each.interval.as_share() for part, each in parts.items()}, flush=True)
     answerer = QuestionAnswerer(options.bundle)
     figures |= yes_or_no(answerer, split)
     figures |= open_answers(answerer, questions, rows, waves["as in training"])
@@ -78,6 +80,16 @@ def main() -> None:
     figures |= cost(options.bundle, waves["as in training"][0])
     settings = {"bundle": str(options.bundle.name), "questions": len(questions), "clips": len(rows), "answers": answers}
     report("understanding", figures, settings)
+
+
+def renderings(split: RenderedSplit, rows: list[int], fonts: list[Path]) -> dict[str, Floats]:
+    """The clips `rows` as in training, and changed in every way."""
+    clips = split.audio(np.array(rows))
+    waves = {"as in training": clips, "through the band's codec": through_codec(clips)}
+    for rate in _LOW_RATES:
+        limited = band_limited(lambda part: clips[part].copy(), np.full(len(rows), rate))
+        waves[f"sampled at {rate} Hz"] = limited(slice(None))
+    return waves | {f"soundfont {font.name}": rendered(split, rows, font) for font in fonts}
 
 
 def scored(

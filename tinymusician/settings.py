@@ -41,7 +41,7 @@ class QuestionGatesConfig(ConfigModel):
 
     accuracy: Share = Field(0.75, description="minimum share of right answers of the bundle")
     circular: Share = Field(
-        0.65, description="minimum share of questions that are right in all orders of their options"
+        0.65, description="minimum share of questions that the bundle gets right in all rotations of their options"
     )
     loss: Share = Field(0.01, description="maximum loss of accuracy against the model in float32")
     controls: Annotated[int, Field(ge=0)] = Field(

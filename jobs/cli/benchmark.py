@@ -16,7 +16,6 @@ from tinymusician.errors import DataError, RequestError
 from tinymusician.runtime.audio_lm_bundle import DEFAULT_QUESTION_BUNDLE
 
 if TYPE_CHECKING:
-    from tinymusician.evaluate.bootstrap import Interval
     from tinymusician.runtime.question_answerer import AudioState, QuestionAnswerer
     from tinymusician.understand.published import Ask, PublishedQuestion, PublishedScore
 
@@ -117,17 +116,10 @@ def _text(score: PublishedScore) -> str:
     letters = ", ".join(f"{letter} {count / total:.2f}" for letter, count in score.letters.items())
     lines = [f"{score.questions} questions, {score.layout}; chance {score.chance:.3f}"]
     if score.accuracy is not None:
-        lines.append(f"by probability: {_shown(score.accuracy)}; letters {letters}")
+        lines.append(f"by probability: {score.accuracy.as_share()}; letters {letters}")
     if score.voted is not None:
-        lines.append(f"by vote over the sets of options: {_shown(score.voted)}, chance {score.voted_chance:.3f}")
+        lines.append(f"by vote over the sets of options: {score.voted.as_share()}, chance {score.voted_chance:.3f}")
     lines.append(f"MuChoMusic's parser: {score.official_accuracy:.3f}, parsed {score.official_parsed:.3f}")
     lines.append(f"strict parser: {score.strict_accuracy:.3f}, parsed {score.strict_parsed:.3f}")
-    lines += [f"  {name}: {_shown(interval)}" for name, interval in score.by_category.items()]
+    lines += [f"  {name}: {interval.as_share()}" for name, interval in score.by_category.items()]
     return "\n".join(lines)
-
-
-def _shown(interval: Interval) -> str:
-    """A share with its interval, which fewer than ten tracks have not."""
-    if interval.low is None or interval.high is None:
-        return f"{interval.value:.3f}"
-    return f"{interval.value:.3f} ({interval.low:.3f} to {interval.high:.3f})"

@@ -13,10 +13,10 @@ from jobs.understand.stages import ANSWERS, trained_model
 from jobs.worker.context import WorkerContext
 from tinymusician.house_band.skill_questions import attribute_questions
 from tinymusician.models.spectral_front_end import RATE
-from tinymusician.quantize.audio_lm_bundle import BundleFacts, front_end_difference, write_graphs, write_manifest
+from tinymusician.quantize.audio_lm_bundle import BundleFacts, audio_difference, write_graphs, write_manifest
 from tinymusician.quantize.precision import PrecisionPlan
 from tinymusician.understand.answering import FinerAnswerer
-from tinymusician.understand.benchmark import SystemScore, score_probabilities
+from tinymusician.understand.benchmark import SystemScore, score_probabilities, score_rotations
 from tinymusician.understand.bundle_answerer import BundleAnswerer
 from tinymusician.understand.plan_search import PlanScorer, PlanSearch, search_plan, uniform_plan
 
@@ -50,7 +50,7 @@ def write_bundle(
         window_seconds=clips.shape[1] / RATE,
         questions=attribute_questions(),
         parity={
-            "spectra": front_end_difference(model, clips[:_PARITY_CLIPS]),
+            **audio_difference(model, clips[:_PARITY_CLIPS])._asdict(),
             "validation_accuracy": {"float32": search.float32.accuracy, "bundle": search.chosen.accuracy},
         },
         cost={"graph_bytes": search.chosen.size},
@@ -70,4 +70,6 @@ def _score(context: WorkerContext, data: UnderstandData, folder: Path) -> System
     embeddings = player.embed(clips.audio(np.array(rows)))
     row_of = {clip: index for index, clip in enumerate(rows)}
     features = embeddings[[row_of[question.clip] for question in questions]]
-    return score_probabilities("bundle", questions, answerer.probabilities(features, questions))
+    first = answerer.probabilities(features, questions)
+    circular = score_rotations(questions, answerer, features, first)
+    return score_probabilities("bundle", questions, first).model_copy(update={"circular": circular})

@@ -21,7 +21,7 @@ from tinymusician.json_types import JsonObject
 
 if TYPE_CHECKING:
     from tinymusician.data.splits import Split
-    from tinymusician.understand.benchmark import BenchmarkResult
+    from tinymusician.understand.benchmark import BenchmarkResult, SystemScore
 
 QUESTIONS: dict[Split, str] = {"train": "train.jsonl", "validation": "validation.jsonl", "test": "hard.jsonl"}
 """By split, the file of its questions in the artifact."""
@@ -78,7 +78,8 @@ def finish(context: WorkerContext) -> RunResult:
         model = _publish(context, data, folder, "audio-lm", metrics)
     with tempfile.TemporaryDirectory() as name:
         search, score = write_bundle(context, data, Path(name), model.reference)
-        metrics |= {"bundle_accuracy": score.overall.interval.value, "bundle_size": search.chosen.size}
+        metrics |= {"bundle_accuracy": score.overall.interval.value, "bundle_circular": _circular(score)}
+        metrics |= {"bundle_size": search.chosen.size}
         bundle = _publish(context, data, Path(name), "audio-lm-bundle", metrics)
     result = result.model_copy(update={"bundle": score})
     run.write_report(result)
@@ -111,8 +112,12 @@ def _headline(result: BenchmarkResult) -> JsonObject:
     score = result.model
     figures = {attribute: each.interval.value for attribute, each in score.attributes.items()}
     leaks = sum(control.overall.contains_chance is not True for control in result.controls)
-    headline = {"accuracy": score.overall.interval.value, "circular": score.circular, "controls_not_at_chance": leaks}
-    return {**headline, **figures}
+    accuracy = score.overall.interval.value
+    return {"accuracy": accuracy, "circular": _circular(score), "controls_not_at_chance": leaks, **figures}
+
+
+def _circular(score: SystemScore) -> float | None:
+    return None if score.circular is None else score.circular.interval.value
 
 
 def _end_stage(context: WorkerContext) -> None:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import numpy as np
 import pytest
 import torch
@@ -11,10 +13,17 @@ from tinymusician.errors import DataError, ModelError
 from tinymusician.evaluate.bootstrap import cluster_interval
 from tinymusician.models.audio_encoder import AudioEncoderShape
 from tinymusician.models.audio_lm import AudioLM, AudioLMShape, LanguageModelShape, copy_layers
-from tinymusician.runtime.answers import OptionProbabilities
+from tinymusician.runtime.answers import Floats, OptionProbabilities
 from tinymusician.understand.answer_task import AnswerTask, AnswerTeacher, padded, question_set
 from tinymusician.understand.answering import TorchAnswerer
-from tinymusician.understand.benchmark import majority_choices, other_tunes, score_choices, score_model
+from tinymusician.understand.benchmark import (
+    majority_choices,
+    other_tunes,
+    score_choices,
+    score_model,
+    score_probabilities,
+    score_rotations,
+)
 from tinymusician.understand.features import noises
 from tinymusician.understand.questions import Question
 from tinymusician.understand.tokenizer import END_ID, train_tokenizer
@@ -192,9 +201,27 @@ def test_score_of_a_listener_and_of_what_hears_nothing(answerer: TorchAnswerer) 
     assert (score.official_parsed, score.official_accuracy) == (1.0, 1.0)
     assert (score.strict_parsed, score.strict_accuracy) == (1.0, 1.0)
     assert score.letters == {"A": 4, "B": 4, "C": 4, "D": 4}
+    assert score.circular is not None
+    assert score.circular.interval == score.overall.interval
     silent = score_model("none", items, answerer, None)
     assert silent.overall.interval.value == 0.25
     assert silent.overall.contains_chance
+
+
+class FirstOption:
+    def probabilities(self, features: Floats | None, questions: Sequence[Question]) -> list[OptionProbabilities]:
+        return [OptionProbabilities((0.7, 0.1, 0.1, 0.1), 0.0) for _ in questions]
+
+    def generate(self, features: Floats | None, prompts: Sequence[str]) -> list[str]:
+        return ["A" for _ in prompts]
+
+
+def test_a_preferred_place_is_never_right_in_all_rotations() -> None:
+    """Who always takes the first option is right in one order of four."""
+    items, answerer = [choice(clip) for clip in range(CLIPS)], FirstOption()
+    first = answerer.probabilities(None, items)
+    assert score_probabilities("first", items, first).overall.interval.value == 0.25
+    assert score_rotations(items, answerer, None, first).interval.value == 0
 
 
 def test_probabilities_are_softmaxes_of_the_likelihoods(answerer: TorchAnswerer) -> None:

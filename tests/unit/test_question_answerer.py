@@ -13,10 +13,11 @@ from tests.unit.test_answers import COLOURS, choice
 from tinymusician.errors import BundleError, RequestError
 from tinymusician.models.audio_encoder import AudioEncoderShape
 from tinymusician.models.audio_lm import AudioLM, AudioLMShape, LanguageModelShape
+from tinymusician.models.audio_lm_files import load_audio_lm, model_folder
 from tinymusician.models.spectral_front_end import FrontEndConfig, Scale
 from tinymusician.quantize.audio_lm_bundle import (
     BundleFacts,
-    front_end_difference,
+    audio_difference,
     group_of,
     write_graphs,
     write_manifest,
@@ -102,8 +103,14 @@ def torch_features(model: AudioLM, clip: np.ndarray) -> np.ndarray:
     return TorchAnswerer(model, TOKENIZER).features(clip[None])
 
 
-def test_front_end_is_pytorchs(model: AudioLM) -> None:
-    assert front_end_difference(model, wave(1.0)[None]) < 1e-4
+def test_trained_graph_is_pytorchs() -> None:
+    """The packaged weights. Most bands of a chord are hardly above the floor, where float32 rounds its spectra."""
+    times = np.arange(80_000) / 16_000
+    chord = sum(0.2 * np.sin(2 * np.pi * hertz * times) for hertz in (262, 330, 392)) * np.exp(-times)
+    model = load_audio_lm(model_folder("band-mu"))
+    noise, melodic = (audio_difference(model, clip[None].astype(np.float32)) for clip in (wave(5.0), chord))
+    assert max(*noise, melodic.embeddings) < 1e-4
+    assert melodic.spectra < 2e-4
 
 
 def test_options_are_averaged_over_all_rotations(model: AudioLM, answerer: QuestionAnswerer) -> None:

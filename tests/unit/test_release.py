@@ -76,7 +76,7 @@ def test_an_evaluation_must_contain_both(world: World) -> None:
     ]  # fmt: skip
 
 
-ANSWERS = {"bundle_accuracy": 0.8, "accuracy": 0.805, "circular": 0.7, "controls_not_at_chance": 0}
+ANSWERS = {"bundle_accuracy": 0.8, "accuracy": 0.805, "bundle_circular": 0.7, "controls_not_at_chance": 0}
 
 
 @pytest.mark.parametrize(
@@ -84,10 +84,10 @@ ANSWERS = {"bundle_accuracy": 0.8, "accuracy": 0.805, "circular": 0.7, "controls
     [
         ({}, None),
         ({"bundle_accuracy": 0.7, "accuracy": 0.7}, r"accuracy: 0\.7; at least 0\.75"),
-        ({"circular": 0.6}, r"circular: 0\.6; at least 0\.65"),
+        ({"bundle_circular": 0.6}, r"circular: 0\.6; at least 0\.65"),
         ({"accuracy": 0.82}, r"loss: 0\.02; at most 0\.01"),
         ({"controls_not_at_chance": 1}, "controls: 1; at most 0"),
-        ({"circular": None}, "circular: was not measured"),
+        ({"bundle_circular": None}, "circular: was not measured"),
     ],
 )
 def test_bundle_that_answers_questions_has_gates_on_its_benchmark(

@@ -19,7 +19,12 @@ GUESSES = np.random.default_rng(0).integers(0, 4, 200).tolist()
 
 def result() -> BenchmarkResult:
     model = score_choices("band-mu", QUESTIONS, RIGHT).model_copy(
-        update={"circular": 0.9, "official_parsed": 1.0, "official_accuracy": 0.95, "cannot_tell": 0.01}
+        update={
+            "circular": score_choices("all", QUESTIONS, RIGHT[:180] + [3 - choice for choice in RIGHT[180:]]).overall,
+            "official_parsed": 1.0,
+            "official_accuracy": 0.95,
+            "cannot_tell": 0.01,
+        }
     )
     controls = (score_choices("no audio", QUESTIONS, GUESSES), score_choices("leaky", QUESTIONS, RIGHT))
     return BenchmarkResult(
@@ -36,14 +41,14 @@ def result() -> BenchmarkResult:
 def test_overview_marks_controls_that_are_not_at_chance() -> None:
     _, rows = overview(result())
     assert [(row[0], row[3]) for row in rows] == [("band-mu", ""), ("codec", ""), ("no audio", "yes"), ("leaky", "NO")]
-    assert rows[0][1] == "1.000 [0.982 to 1.000]"
-    assert rows[0][4] == "0.900"
+    assert rows[0][1] == "1.000 [0.982, 1.000]"
+    assert str(rows[0][4]).startswith("0.900 [")
 
 
 def test_attributes_name_the_best_control() -> None:
     _, rows = attributes(result())
     ((*about, reconstructed, chance, control),) = rows
-    assert (about, chance, control) == (["colour", 200, "1.000 [0.982 to 1.000]"], "0.250", "1.000 (leaky)")
+    assert (about, chance, control) == (["colour", 200, "1.000 [0.982, 1.000]"], "0.250", "1.000 (leaky)")
     assert str(reconstructed).startswith("0.500 [")
 
 

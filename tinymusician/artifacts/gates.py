@@ -44,7 +44,7 @@ def check_question_gates(metrics: Mapping[str, object], gates: QuestionGatesConf
     loss = None if bundle is None or model is None else max(0.0, model - bundle)
     return [
         _within("accuracy", bundle, gates.accuracy, is_minimum=True),
-        _within("circular", _value(metrics, "circular"), gates.circular, is_minimum=True),
+        _within("circular", _value(metrics, "bundle_circular"), gates.circular, is_minimum=True),
         _within("loss", loss, gates.loss, is_minimum=False),
         _within("controls", _value(metrics, "controls_not_at_chance"), gates.controls, is_minimum=False),
     ]

@@ -32,6 +32,12 @@ class Interval:
     high: float | None = None
     values: tuple[Number, ...] = ()
 
+    def as_share(self) -> str:
+        """A share in three decimals with its interval, if it has one: `0.883 [0.862, 0.903]`."""
+        if self.low is None or self.high is None:
+            return f"{self.value:.3f}"
+        return f"{self.value:.3f} [{self.low:.3f}, {self.high:.3f}]"
+
 
 def resampled_clips(clips: int, resamples: int, seed: int) -> npt.NDArray[np.int64]:
     """The clips of every resample, [resamples, clips]."""

@@ -43,7 +43,7 @@ class Score(Document):
 
 
 class SystemScore(Document):
-    """A model or a control. `circular` counts questions that are right in all rotations of their options.
+    """A model or a control. `circular` is the score of being right in all rotations of the options.
 
     `letters` counts the chosen options by place. `cannot_tell` is the share of questions where that answer is more
     probable than all options together. The parsers' shares and scores are of generated answers.
@@ -54,7 +54,7 @@ class SystemScore(Document):
     attributes: dict[str, Score]
     letters: dict[str, int]
     cannot_tell: float | None = None
-    circular: float | None = None
+    circular: Score | None = None
     official_parsed: float | None = None
     official_accuracy: float | None = None
     strict_parsed: float | None = None
@@ -117,21 +117,34 @@ def score_model(
     first = answerer.probabilities(features, questions)
     score = score_probabilities(name, questions, first)
     right = _is_right(questions, first)
-    in_all = right.copy()
-    for by in range(1, max(len(question.options) for question in questions)):
-        rows = [index for index, question in enumerate(questions) if by < len(question.options)]
-        rotated = [questions[index].rotated(by) for index in rows]
-        in_all[rows] &= _is_right(rotated, answerer.probabilities(_rows(features, rows), rotated))
     generated = answerer.generate(features, [question.prompt for question in questions])
     is_held_out = np.array([question.text in held_out_texts for question in questions])
     return score.model_copy(
         update={
-            "circular": float(in_all.mean()),
+            "circular": score_rotations(questions, answerer, features, first),
             **_parsed("official", official_choice, questions, generated),
             **_parsed("strict", strict_choice, questions, generated),
             "held_out_phrasing": float(right[is_held_out].mean()) if is_held_out.any() else None,
         }
     )
+
+
+def score_rotations(
+    questions: Sequence[Question],
+    answerer: Answerer,
+    features: Floats | None,
+    first: Sequence[OptionProbabilities],
+) -> Score:
+    """The score if only questions count that are right in all rotations of their options.
+
+    `first` are the probabilities of the order that the questions have.
+    """
+    in_all = _is_right(questions, first)
+    for by in range(1, max(len(question.options) for question in questions)):
+        rows = [index for index, question in enumerate(questions) if by < len(question.options)]
+        rotated = [questions[index].rotated(by) for index in rows]
+        in_all[rows] &= _is_right(rotated, answerer.probabilities(_rows(features, rows), rotated))
+    return _score(questions, in_all)
 
 
 def majority_choices(questions: Sequence[Question], training: Sequence[Question]) -> list[int]:

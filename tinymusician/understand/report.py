@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from tinymusician.evaluate.bootstrap import Interval
 from tinymusician.html_report import html_note, html_picture, html_table, page
 from tinymusician.markdown import markdown_table
 from tinymusician.plots import COLOURS, png, pyplot
@@ -57,10 +56,10 @@ def overview(result: BenchmarkResult) -> Rows:
         rows.append(
             (
                 system.name,
-                _shown(system.overall.interval),
+                system.overall.interval.as_share(),
                 f"{system.overall.chance:.3f}",
                 verdict,
-                _share(system.circular),
+                "" if system.circular is None else system.circular.interval.as_share(),
             )
         )
     return ("system", "score", "chance", "99 % interval contains chance", "right in all rotations"), rows
@@ -72,8 +71,10 @@ def attributes(result: BenchmarkResult) -> Rows:
     for name, score in result.model.attributes.items():
         best = max(result.controls, key=lambda control: control.attributes[name].interval.value)
         shown = f"{best.attributes[name].interval.value:.3f} ({best.name})"
-        reconstructed = "" if result.reconstructed is None else _shown(result.reconstructed.attributes[name].interval)
-        cells = name.replace("_", " "), score.questions, _shown(score.interval), reconstructed
+        reconstructed = (
+            "" if result.reconstructed is None else result.reconstructed.attributes[name].interval.as_share()
+        )
+        cells = name.replace("_", " "), score.questions, score.interval.as_share(), reconstructed
         rows.append((*cells, f"{score.chance:.3f}", shown))
     return ("attribute", "questions", "score", "after the codec", "chance", "best control"), rows
 
@@ -121,12 +122,6 @@ def _systems(result: BenchmarkResult) -> list[SystemScore]:
 def _edges(score: Score) -> tuple[float, float]:
     value, low, high = score.interval.value, score.interval.low, score.interval.high
     return (value, value) if low is None or high is None else (low, high)
-
-
-def _shown(interval: Interval) -> str:
-    if interval.low is None or interval.high is None:
-        return f"{interval.value:.3f}"
-    return f"{interval.value:.3f} [{interval.low:.3f} to {interval.high:.3f}]"
 
 
 def _share(value: float | None) -> str:
