@@ -17,10 +17,13 @@ SECRET = "wJalrXUtnFEMI0K7MDENGbPxRfiCYEXAMPLEKEY"
 
 
 class Server:
-    """Answers every request with one status and error code, and keeps the requests' lines and headers."""
+    """Answers every request with one status and error code, and keeps the requests' lines and headers.
+
+    Beside an answer of `length` bytes, `is_left` says that a client went away before its end.
+    """
 
     def __init__(self) -> None:
-        self.status, self.code = 200, ""
+        self.status, self.code, self.length, self.is_left = 200, "", 0, threading.Event()
         self.requests: list[tuple[str, dict[str, str]]] = []
 
 
@@ -32,13 +35,18 @@ def server(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Iterator[Server]:
         def do_GET(self) -> None:
             self.rfile.read(int(self.headers.get("Content-Length", 0)))
             result.requests.append((self.path, {name.lower(): value for name, value in self.headers.items()}))
-            body = b"" if result.status == 200 else f"<Error><Code>{result.code}</Code></Error>".encode()
+            body = (
+                bytes(result.length) if result.status == 200 else f"<Error><Code>{result.code}</Code></Error>".encode()
+            )
             self.send_response(result.status)
             self.send_header("ETag", '"x"')
             self.send_header("Content-Length", str(len(body)))
             self.end_headers()
             if self.command != "HEAD":
-                self.wfile.write(body)
+                try:
+                    self.wfile.write(body)
+                except ConnectionError:
+                    result.is_left.set()
 
         do_PUT = do_HEAD = do_POST = do_GET  # noqa: N815
 
@@ -88,6 +96,14 @@ def test_a_head_request_without_permission(server: Server) -> None:
     server.status = 403
     with pytest.raises(AccessDeniedError, match="s3:ListBucket"):
         S3Store("music").exists("key")
+
+
+def test_a_download_that_is_given_up_ends_its_connection(server: Server) -> None:
+    server.length = 64_000_000
+    with S3Store("b", "").stream("k", 0, "") as (offset, _, chunks):
+        assert (offset, set(next(chunks))) == (0, {0})
+        assert not server.is_left.is_set()
+    assert server.is_left.wait(30)
 
 
 def test_checksums_are_sent_only_on_request(server: Server, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:

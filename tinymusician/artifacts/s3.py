@@ -166,15 +166,20 @@ class S3Store:
             options = {"Config": _transfer_config(PART_BYTES, _FILE_PARTS)}
             self._client.download_file(self._bucket, self._key(key), str(draft), **options)
 
-    def stream(self, key: str, start: int, tag: str) -> tuple[int, str, Iterator[bytes]]:
-        """A value from `start` on if it has this ETag (or `tag` is empty), as (offset, ETag, chunks)."""
+    @contextlib.contextmanager
+    def stream(self, key: str, start: int, tag: str) -> Iterator[tuple[int, str, Iterator[bytes]]]:
+        """A value from `start` on if it has this ETag (or `tag` is empty), as (offset, ETag, chunks).
+
+        Leaving it closes the connection, however much of the value was read.
+        """
         target = {"Bucket": self._bucket, "Key": self._key(key)}
         with self._translate_errors("read", key):
             head = self._client.head_object(**target)
             offset = start if tag in ("", head["ETag"]) and start < head["ContentLength"] else 0
             range_header = {"Range": f"bytes={offset}-"} if offset else {}
             body = self._client.get_object(**target, IfMatch=head["ETag"], **range_header)["Body"]
-        return offset, head["ETag"], self._chunks(body, key)
+        with contextlib.closing(body):
+            yield offset, head["ETag"], self._chunks(body, key)
 
     def _chunks(self, body: Any, key: str) -> Iterator[bytes]:
         with self._translate_errors("read", key):

@@ -102,7 +102,8 @@ class _S3Source:
 
     @contextlib.contextmanager
     def open(self, key: str, start: int, tag: str) -> Iterator[RangeResponse]:
-        yield RangeResponse(*self._store.stream(key, start, tag))
+        with self._store.stream(key, start, tag) as response:
+            yield RangeResponse(*response)
 
 
 class HttpSource:
