@@ -61,12 +61,12 @@ def main() -> None:
     options = parser.parse_args()
     corpus = user_folder("cache") / "corpus"
     split = load_split(corpus, load_tunes(corpus / TUNES), "test", options.clips, SEED, EVERY_KEY)
-    questions, player = hard_questions(split.clips, options.groups, 0), BundleAnswerer(options.bundle)
+    questions, bundle = hard_questions(split.clips, options.groups, 0), BundleAnswerer(options.bundle)
     rows = sorted({question.clip for question in questions})
     waves = renderings(split, rows, options.soundfont)
     figures: dict[str, float] = {}
     for name, clips in waves.items():
-        score = scored(name, player, questions, rows, clips)
+        score = scored(name, bundle, questions, rows, clips)
         parts = {"overall": score.overall, **score.attributes}
         for part, each in parts.items():
             interval = asdict(each.interval)
@@ -93,12 +93,12 @@ def renderings(split: RenderedSplit, rows: list[int], fonts: list[Path]) -> dict
 
 
 def scored(
-    name: str, player: BundleAnswerer, questions: list[Question], rows: list[int], waves_BN: Floats
+    name: str, bundle: BundleAnswerer, questions: list[Question], rows: list[int], waves_BN: Floats
 ) -> SystemScore:
     """The score on the clips `rows`, whose audio is given."""
-    embeddings, row_of = player.embed(waves_BN), {clip: index for index, clip in enumerate(rows)}
+    embeddings, row_of = bundle.embed(waves_BN), {clip: index for index, clip in enumerate(rows)}
     features = embeddings[[row_of[question.clip] for question in questions]]
-    answerer = FinerAnswerer(player, player.attributes)
+    answerer = FinerAnswerer(bundle, bundle.attributes)
     return score_probabilities(name, questions, answerer.probabilities(features, questions))
 
 

@@ -143,7 +143,7 @@ def understand(
     name: Name = None,
     json: Json = False,
 ) -> None:
-    """Train a small model that answers questions about music, and score it against controls that hear nothing.
+    """Train a small model that answers questions about music, and score it against controls without audio.
 
     The stages are pretrain (the audio encoder), generate-questions, train (projector and language model) and benchmark.
     The artifact has the model, its tokenizer and all questions; `--resume` continues an interrupted run.

@@ -102,7 +102,7 @@ class _Benchmark:
         )
 
     def _controls(self, questions: list[Question]) -> list[SystemScore]:
-        """What hears nothing that helps; each question has its options in an order of its own."""
+        """Controls that get no audio, or none that helps; each question has its options in an order of its own."""
         count, samples, seed = len(questions), self._data.clip_samples, self._data.seed
         noise = noise_features(self._encoder, count, samples, seed + _NOISE_SEED)
         inputs = {

@@ -64,10 +64,10 @@ def write_bundle(
 def _score(context: WorkerContext, data: UnderstandData, folder: Path) -> SystemScore:
     """The bundle's score on the hard questions, from audio to answer."""
     questions, clips = data.questions("test"), data.split("test")
-    player = BundleAnswerer(folder, context.threads)
-    answerer = FinerAnswerer(player, player.attributes)
+    bundle = BundleAnswerer(folder, context.threads)
+    answerer = FinerAnswerer(bundle, bundle.attributes)
     rows = sorted({question.clip for question in questions})
-    embeddings = player.embed(clips.audio(np.array(rows)))
+    embeddings = bundle.embed(clips.audio(np.array(rows)))
     row_of = {clip: index for index, clip in enumerate(rows)}
     features = embeddings[[row_of[question.clip] for question in questions]]
     first = answerer.probabilities(features, questions)

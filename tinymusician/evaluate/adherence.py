@@ -1,4 +1,4 @@
-"""Adherence: whether clips contain what their prompts claim, as a judge that answers questions hears it.
+"""Adherence: whether clips contain what their prompts claim, by a judge that answers questions.
 
     the probability of the claimed answer, mean over the clips whose prompt claims something of the attribute
 

@@ -86,7 +86,7 @@ def html_report(
 
 
 def _content_parts(result: EvaluationResult) -> Iterator[tuple[str, str]]:
-    """What a classifier and a judge hear in the clips."""
+    """What a classifier and a judge say about the clips."""
     if any(model.distribution.labels for model in result.models):
         yield "Labels by a classifier", html_table(*label_table(result))
     if (adherence := adherence_table(result))[1]:

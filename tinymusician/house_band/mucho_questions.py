@@ -4,7 +4,7 @@
     true         a value of another attribute that the clip has
     unrelated    a value of another attribute that it does not have
 
-Who reads the question knows which two options answer it: a model that hears nothing can be right half of the time. So
+Who reads the question knows which two options answer it: a model without audio can be right half of the time. So
 the hard questions are the headline, and these show the difference.
 """
 

@@ -1,4 +1,4 @@
-"""band-skills: questions about the house band's clips, balanced so that a model which hears nothing scores chance.
+"""band-skills: questions about the house band's clips, balanced so that a model without audio scores chance.
 
 Multiple choice comes in groups: one text, one list of options in one order, and one clip for each option. A model that
 gives the same answer to all of a group is right once. Yes and no come in pairs: one text, one clip of which it is true

@@ -3,7 +3,7 @@
     audio_encoder   `audio` [B, N] at 16 kHz to `embeddings` [B, T, W]: front end, encoder, projector
     lm              embeddings and `ids` [B, L] after a cache of P positions to the next token's `logits` [B, V]
 
-The front end is in the graph, so every player computes the same spectra. One `lm` graph serves prefill and decoding:
+The front end is in the graph, so every runtime computes the same spectra. One `lm` graph serves prefill and decoding:
 the cache and the embeddings may be empty. Architectures are those of `tinymusician.models.audio_encoder` and of
 transformers' Llama, against which the tests compare the graphs.
 """

@@ -1,7 +1,7 @@
 """Answers that follow from a finer attribute: whether music is minor, by the probabilities of all minor keys.
 
 A model that tells 24 keys apart is asked for the key, and the keys of each mode are summed. That is more often right
-than its own word for the mode, which is no linear function of what it hears, and never contradicts its key.
+than its own word for the mode, which is no linear function of the audio's vectors, and never contradicts its key.
 """
 
 from __future__ import annotations

@@ -2,8 +2,8 @@
 
 The score is the share of questions whose right option has the most probable text. Intervals are over tunes, not over
 questions. Controls: no audio, noise, the audio of another tune, the answer that was most frequent in training, and a
-model of the same size that was trained without audio. A model that listens is far above all of them, and all of them
-are at chance.
+model of the same size that was trained without audio. A model that uses the audio is far above all of them, and
+all of them are at chance.
 """
 
 from __future__ import annotations
@@ -158,7 +158,7 @@ def majority_choices(questions: Sequence[Question], training: Sequence[Question]
 def shuffled_options(questions: Sequence[Question], seed: int) -> list[Question]:
     """The questions, each with its options in an order of its own.
 
-    In a group, all questions share one order, so a control that hears nothing is right exactly once, whatever it
+    In a group, all questions share one order, so a control without audio is right exactly once, whatever it
     prefers. In orders of their own, its preferences could show.
     """
     rng = np.random.default_rng(seed)

@@ -21,40 +21,40 @@ class BundleAnswerer:
     """A bundle; its `features` are the embeddings that the language model reads."""
 
     def __init__(self, folder: Path, threads: int = 0) -> None:
-        self._player = QuestionAnswerer(folder, threads)
+        self._source = QuestionAnswerer(folder, threads)
         self._read: tuple[bytes, LMState] | None = None
 
     @property
     def attributes(self) -> Sequence[AttributeQuestion]:
         """The bundle's questions about attributes."""
-        return self._player.manifest.questions
+        return self._source.manifest.questions
 
     def embed(self, waves_BN: Floats) -> Floats:
         """The embeddings of clips of equal length, [B, T, W]."""
         parts = np.array_split(waves_BN, -(-len(waves_BN) // _CLIPS_AT_ONCE))
-        return np.concatenate([self._player.embed(part) for part in parts])
+        return np.concatenate([self._source.embed(part) for part in parts])
 
     def probabilities(self, features: Floats | None, questions: Sequence[Question]) -> list[OptionProbabilities]:
         assert features is not None, "a bundle has audio"
-        player, results = self._player, []
+        source, results = self._source, []
         for clip, question in zip(features, questions, strict=True):
-            state = player.lm.read_text(self._state(clip), player.tokenizer.encode(question.prompt).ids)
-            tokens = scored_tokens(player.tokenizer, question.options, player.shape.end)
-            results.append(option_probabilities(player.lm.log_likelihoods(state, tokens)[0]))
+            state = source.lm.read_text(self._state(clip), source.tokenizer.encode(question.prompt).ids)
+            tokens = scored_tokens(source.tokenizer, question.options, source.shape.end)
+            results.append(option_probabilities(source.lm.log_likelihoods(state, tokens)[0]))
         return results
 
     def generate(self, features: Floats | None, prompts: Sequence[str]) -> list[str]:
         assert features is not None, "a bundle has audio"
-        player, texts = self._player, []
+        source, texts = self._source, []
         for clip, prompt in zip(features, prompts, strict=True):
-            state = player.lm.read_text(self._state(clip), player.tokenizer.encode(prompt).ids)
-            tokens = player.lm.write(state, LONGEST_ANSWER)
-            texts.append(player.tokenizer.decode(tokens, skip_special_tokens=False).strip())
+            state = source.lm.read_text(self._state(clip), source.tokenizer.encode(prompt).ids)
+            tokens = source.lm.write(state, LONGEST_ANSWER)
+            texts.append(source.tokenizer.decode(tokens, skip_special_tokens=False).strip())
         return texts
 
     def _state(self, clip_TW: Floats) -> LMState:
         """The state after a clip; that of the last clip is remembered."""
         content = clip_TW.tobytes()
         if self._read is None or self._read[0] != content:
-            self._read = content, self._player.lm.read_audio(clip_TW[None])
+            self._read = content, self._source.lm.read_audio(clip_TW[None])
         return self._read[1]

@@ -73,9 +73,9 @@ class PlanScorer:
             folder = Path(name)
             write_graphs(self._model, plan, self._tokenizer, folder)
             write_manifest(self._model, plan, folder, BundleFacts("trial", 1.0, (), {}, {}, "", {}))
-            player = BundleAnswerer(folder, self._threads)
-            features = player.embed(self._waves)[self._rows]
-            results = FinerAnswerer(player, self._attributes).probabilities(features, self._questions)
+            bundle = BundleAnswerer(folder, self._threads)
+            features = bundle.embed(self._waves)[self._rows]
+            results = FinerAnswerer(bundle, self._attributes).probabilities(features, self._questions)
             pairs = zip(self._questions, results, strict=True)
             right = [question.options[result.choice] == question.answer for question, result in pairs]
             return PlanScore(sum((folder / graph).stat().st_size for graph in _GRAPHS), float(np.mean(right)))

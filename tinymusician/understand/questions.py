@@ -56,9 +56,9 @@ class Question(Document):
 
     @property
     def target(self) -> str:
-        """What the model is to write: the text of an option without its letter; what it hears before yes or no.
+        """What the model is to write: the text of an option without its letter; the value in the clip before yes or no.
 
-        A small model knows what it hears before it can look up the letter of it, or compare it with the question.
+        A small model knows the value before it can look up the letter of it, or compare it with the question.
         """
         return f"{self.value}, so {self.answer}" if self.format == "yes_no" else self.answer
 
