@@ -51,6 +51,7 @@ class _LoadedAnswerer:
 
     def __init__(self, source: ResolvedBundle, answerer: QuestionAnswerer) -> None:
         self.source, self.answerer, self.digest = source, answerer, source.digest
+        self.files = ServedFiles(source.folder, self.digest, answerer.manifest.files)
 
     def close(self) -> None:
         """Nothing is to be closed: the last question that uses the bundle frees it."""
@@ -135,12 +136,10 @@ class AnswerReplica:
         """Yield the size of a file of the bundle with this digest, then the bytes of a part of it.
 
         Raises:
-            NotFoundError: another bundle is loaded, or it has no such file.
+            NotFoundError: the bundle is not served (any more), or it has no such file.
         """
-        loaded = self._follower.current
-        served = ServedFiles(loaded.source.folder, loaded.digest, loaded.answerer.manifest.files)
         async with aclosing(
-            bundle_file(served, digest, path, part)
+            bundle_file(self._follower.recent, digest, path, part)
         ) as parts:  # Serve streams generator functions alone
             async for chunk in parts:
                 yield chunk

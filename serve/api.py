@@ -55,7 +55,7 @@ _PAGE = Path(__file__).parent / "page"
 _DESCRIPTIONS = {
     400: "The body is not JSON.",
     401: "The API key is missing or invalid.",
-    404: "Not found, or the endpoint has loaded another bundle.",
+    404: "Not found, or the endpoint serves this bundle no more.",
     408: "The body did not arrive in time.",
     413: "The body is too large.",
     422: "A value is not allowed; `field` says which.",

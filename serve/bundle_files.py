@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import os
-from collections.abc import AsyncGenerator
+from collections.abc import AsyncGenerator, Sequence
 from pathlib import Path
 from typing import NamedTuple
 
@@ -44,16 +44,22 @@ def bundle_info(source: ResolvedBundle, digest: str, manifest: BundleManifest | 
 
 
 async def bundle_file(
-    served: ServedFiles, digest: str, path: str, part: ByteRange
+    bundles: Sequence[ServedFiles], digest: str, path: str, part: ByteRange
 ) -> AsyncGenerator[int | bytes, None]:
     """Yield the size of a file of the bundle with this digest, then the bytes of a part of it.
 
     Raises:
-        NotFoundError: the loaded bundle is another one, or it has no such file.
+        NotFoundError: none of the bundles has this digest, or it has no such file (any more).
     """
-    if digest != served.digest or path not in {MANIFEST, *(file.path for file in served.files)}:
-        raise NotFoundError(f"bundle {digest[:12]}: {path!r} is not served here")
-    with (served.folder / path).open("rb") as file:
+    missing = NotFoundError(f"bundle {digest[:12]}: {path!r} is not served here")
+    bundle = next((one for one in bundles if one.digest == digest), None)
+    if bundle is None or path not in {MANIFEST, *(file.path for file in bundle.files)}:
+        raise missing
+    try:
+        file = (bundle.folder / path).open("rb")
+    except FileNotFoundError:  # two releases later
+        raise missing from None
+    with file:
         yield (size := os.fstat(file.fileno()).st_size)
         start, stop = part.within(size) or (0, 0)
         file.seek(start)

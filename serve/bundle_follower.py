@@ -10,6 +10,7 @@ import threading
 from collections.abc import Callable
 from typing import Generic, Literal, Protocol, TypeVar
 
+from serve.bundle_files import ServedFiles
 from serve.bundle_source import ResolvedBundle, open_bundle_source
 from serve.config import ServeConfig
 from serve.log import log_event
@@ -24,6 +25,7 @@ class Loaded(Protocol):
     """A bundle that is loaded from a source."""
 
     source: ResolvedBundle
+    files: ServedFiles
 
     def close(self) -> None:
         """Accept no more work; what runs is completed."""
@@ -33,7 +35,10 @@ LoadedT = TypeVar("LoadedT", bound=Loaded)
 
 
 class BundleFollower(Generic[LoadedT]):
-    """The loaded bundle of a configuration's model, `current`."""
+    """The loaded bundle of a configuration's model, `current`.
+
+    `recent` are its files and those of the one before, which the installation retains: downloads of that one go on.
+    """
 
     def __init__(
         self,
@@ -51,6 +56,7 @@ class BundleFollower(Generic[LoadedT]):
         self._rejected: set[str] = set()
         self._closed = threading.Event()
         self.current = self._load_first()
+        self.recent: tuple[ServedFiles, ...] = (self.current.files,)
         self._thread: threading.Thread | None = None
         if config.is_alias:
             self._thread = threading.Thread(target=self._poll, name="bundle-poll", daemon=True)
@@ -111,6 +117,7 @@ class BundleFollower(Generic[LoadedT]):
 
     def _switch(self, bundle: LoadedT) -> None:
         before, self.current = self.current, bundle
+        self.recent = (bundle.files, before.files)
         before.close()
         if self._closed.is_set():
             bundle.close()

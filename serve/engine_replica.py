@@ -35,6 +35,7 @@ class LoadedBundle:
     def __init__(self, source: ResolvedBundle, generator: MusicGenerator, loop: EngineLoop) -> None:
         self.source, self.generator, self.loop = source, generator, loop
         self.digest = source.digest
+        self.files = ServedFiles(source.folder, self.digest, generator.manifest.files)
 
     def close(self) -> None:
         """Accept no more requests; those that run are completed."""
@@ -138,12 +139,10 @@ class EngineReplica:
         """Yield the size of a file of the bundle with this digest, then the bytes of a part of it.
 
         Raises:
-            NotFoundError: another bundle is loaded, or it has no such file.
+            NotFoundError: the bundle is not served (any more), or it has no such file.
         """
-        bundle = self._bundle
-        served = ServedFiles(bundle.source.folder, bundle.digest, bundle.generator.manifest.files)
         async with contextlib.aclosing(
-            bundle_file(served, digest, path, part)
+            bundle_file(self._follower.recent, digest, path, part)
         ) as parts:  # Serve streams generator functions alone
             async for chunk in parts:
                 yield chunk

@@ -142,7 +142,7 @@ class Ingress:
 
         Raises:
             ApiError: no engine is ready, or too many downloads run.
-            NotFoundError: another bundle is loaded, or it has no such file.
+            NotFoundError: the bundle is not served (any more), or it has no such file.
         """
         tag = f'"{digest}"'
         part = parse_range(headers.get("range")) if headers.get("if-range", tag) == tag else None

@@ -155,6 +155,21 @@ def test_new_release_is_loaded_without_dropped_requests(here: Endpoint, publishe
     assert (after.headers["X-Bundle"], after.headers["X-Bundle-Version"]) == (second, "2")
 
 
+def test_a_download_goes_on_after_the_bundle_is_replaced(here: Endpoint, publisher: Publisher, first: str) -> None:
+    """Piece by piece, as Ray's proxy has them; until the installation drops the bundle."""
+    address = f"{here.url}/v1/bundles/{first}/tokenizer.json"
+    whole = requests.get(address, timeout=10).content
+    start = requests.get(address, headers={"Range": "bytes=0-9"}, timeout=10).content
+    second = publisher.release(temperature=0.5)
+    wait_for(lambda: playing(here) == (second, 2), 30)
+    rest = requests.get(address, headers={"Range": "bytes=10-"}, timeout=10)
+    assert (rest.status_code, start + rest.content) == (206, whole)
+    third = publisher.release(temperature=0.6)
+    wait_for(lambda: playing(here) == (third, 3), 30)
+    assert requests.get(address, timeout=10).status_code == 404
+    assert requests.get(f"{here.url}/v1/bundles/{second}/tokenizer.json", timeout=10).content == whole
+
+
 @pytest.mark.parametrize("damage", ["no_graph", "no_numbers"])
 def test_invalid_bundle_is_rejected_and_the_previous_one_stays(
     here: Endpoint, publisher: Publisher, world: World, first: str, damage: str, logged: Callable[[str, int], bool]
