@@ -3,10 +3,12 @@
     python benchmarks/transfer.py [--megabytes 1000]
 
 `pull_over_curl`: the rate of a verified pull of one file over that of `curl` of the same file, from a web server on
-loopback. `publish_over_boto3`: the rate of publishing it to an S3 server on loopback (OpenStack Swift) over that of
-`upload_file`. Of both the better of two turns each, one after the other. `update_share`: bytes that the server sent for
-a release in which only the decoder changed, over the decoder's size. `memory_ratio`, `publish_memory_ratio`: the most
-memory of a pulling, of a publishing process with the whole file over that with a tenth of it. All in one run.
+loopback. `pull_over_flushed_curl`: over that of `curl` and `fsync`, since a pull ends when its file is on the disk.
+`publish_over_boto3`: the rate of publishing it to an S3 server on loopback (OpenStack Swift) over that of
+`upload_file`. Of all the better of two turns each, one after the other; each begins with nothing to flush.
+`update_share`: bytes that the server sent for a release in which only the decoder changed, over the decoder's size.
+`memory_ratio`, `publish_memory_ratio`: the most memory of a pulling, of a publishing process with the whole file over
+that with a tenth of it. All in one run.
 """
 
 from __future__ import annotations
@@ -97,10 +99,19 @@ def written(folder: Path, **sizes: int) -> Path:
 
 
 def timed(work: Callable[[], object]) -> float:
-    """Seconds."""
+    """Seconds, from when what others wrote is on the disk."""
+    os.sync()
     began = time.perf_counter()
     work()
     return time.perf_counter() - began
+
+
+def curl(url: str, out: Path, is_flushed: bool = False) -> None:
+    """Download with curl, and wait until the file is on the disk if `is_flushed`."""
+    subprocess.run(["curl", "-sS", "-o", out, url], check=True)
+    if is_flushed:
+        with out.open("rb") as file:
+            os.fsync(file.fileno())
 
 
 class TransferBenchmark:
@@ -120,18 +131,20 @@ class TransferBenchmark:
         self._registry.release(manifest, "stable", {})
         return manifest
 
-    def pull_over_curl(self) -> float:
+    def pull_figures(self) -> dict[str, float]:
         """The better of two turns each."""
         manifest = self.released("big", decoder=self._size)
         with served(self._home / "store") as url:
             blob = f"{url}/blobs/sha256/{manifest.files[0].sha256}"
-            turns: dict[str, list[float]] = {"curl": [], "pull": []}
+            turns: dict[str, list[float]] = {"curl": [], "flushed_curl": [], "pull": []}
             for turn in range(2):
-                out = self._home / "curl.bin"
-                turns["curl"].append(timed(lambda: subprocess.run(["curl", "-sS", "-o", out, blob], check=True)))  # noqa: B023
                 client = PullClient("big@stable", self._home / f"device-{turn}", [HttpSource(url)], self._pinned)
+                out = self._home / f"curl-{turn}.bin"
+                turns["curl"].append(timed(partial(curl, blob, out)))
+                turns["flushed_curl"].append(timed(partial(curl, blob, out.with_suffix(".flushed"), is_flushed=True)))
                 turns["pull"].append(timed(client.pull))
-        return min(turns["curl"]) / min(turns["pull"])
+        pull = min(turns.pop("pull"))
+        return {f"pull_over_{name}": min(times) / pull for name, times in turns.items()}
 
     def update_share(self) -> float:
         """Bytes of an update in which one of three files changed."""
@@ -191,7 +204,7 @@ def main() -> None:
     with tempfile.TemporaryDirectory() as home:
         benchmark = TransferBenchmark(Path(home), chosen.megabytes * 1_000_000)
         figures = {
-            "pull_over_curl": benchmark.pull_over_curl(),
+            **benchmark.pull_figures(),
             "memory_ratio": benchmark.memory_ratio(),
             "update_share": benchmark.update_share(),
             **benchmark.publish_figures(),
