@@ -7,7 +7,7 @@ import pytest
 
 from tests.unit.test_answers import COLOURS, choice
 from tinymusician.house_band.skill_questions import attribute_questions
-from tinymusician.runtime.answers import OptionProbabilities
+from tinymusician.runtime.answers import OptionProbabilities, summed
 from tinymusician.runtime.audio_lm_bundle import AttributeQuestion, FinerAttribute
 from tinymusician.runtime.finer_attributes import finer_question
 from tinymusician.understand.answering import FinerAnswerer
@@ -47,8 +47,8 @@ def test_probabilities_are_sums_of_the_finer_ones(options: tuple[str, ...], sums
     question = finer_question(options, QUESTIONS)
     assert question is not None
     assert question.question.attribute == "colour"
-    assert question.sums(SHARES) == pytest.approx(sums)
-    assert question.sums((0.0, 0.0, 0.0, 0.0)) == pytest.approx([1 / len(options)] * len(options))
+    assert summed(SHARES, question.members) == pytest.approx(sums)
+    assert summed((0.0, 0.0, 0.0, 0.0), question.members) == pytest.approx([1 / len(options)] * len(options))
 
 
 @pytest.mark.parametrize("options", [("warm", "loud"), ("red", "blue"), ("warm", "cold", "red")])

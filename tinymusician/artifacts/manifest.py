@@ -129,7 +129,8 @@ def find(store: Store, reference: str) -> Manifest:
     parts = _REFERENCE.fullmatch(reference)
     if parts is None:
         raise StoreError(
-            f"artifact {reference!r}: the form is NAME or NAME@sha256:DIGEST, with 6 or more hexadecimal digits"
+            f"artifact {reference!r}: the form is NAME or NAME@sha256:DIGEST, with 6 or more hexadecimal digits; "
+            "a release NAME@ALIAS is fetched into a folder by `tmctl pull`"
         )
     prefix = parts["digest"] or ""
     keys = [entry.key for entry in store.list(f"artifacts/{parts['name']}/{prefix}")]

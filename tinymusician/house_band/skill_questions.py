@@ -14,7 +14,7 @@ from dataclasses import dataclass
 from tinymusician.house_band.attributes import INSTRUMENTS, TEMPI
 from tinymusician.house_band.corpus import Clip
 from tinymusician.house_band.question_texts import CAPTIONS, PHRASINGS, UNANSWERABLE, varied
-from tinymusician.house_band.skills import SKILLS, Skill
+from tinymusician.house_band.skills import METERS, SKILLS, Skill
 from tinymusician.runtime.audio_lm_bundle import AttributeQuestion
 from tinymusician.runtime.prompts import CANNOT_TELL, MAX_LETTERS
 from tinymusician.understand.questions import Format, Question
@@ -50,6 +50,23 @@ _PROMPT_NAMES: Mapping[str, Mapping[str, str]] = {
     },
 }
 """The attributes that prompts state, with other names of their values."""
+_OTHER_NAMES: Mapping[str, Mapping[str, tuple[str, ...]]] = {
+    "family": {
+        **dict.fromkeys(("string", "strings", "string instrument"), ("bowed strings", "plucked strings")),
+        **dict.fromkeys(("wind", "winds", "wind instrument"), ("brass", "woodwind")),
+        "keyboards": ("keyboard",),
+        "keyboard instrument": ("keyboard",),
+        "woodwinds": ("woodwind",),
+        "brass instrument": ("brass",),
+    },
+    "tempo": dict.fromkeys(("quick", "lively", "brisk", "rapid"), ("fast",)),
+    "mode": {f"{mode} {word}": (mode,) for mode in ("major", "minor") for word in ("key", "mode", "scale")},
+    "meter": {name: (value,) for name, value in METERS.items()},
+    "contour": {"rising": ("rises",), "ascending": ("rises",), "falling": ("falls",), "descending": ("falls",)},
+    "motion": {"by steps": ("steps",), "stepwise": ("steps",), "by leaps": ("leaps",), "jumps": ("leaps",)},
+    "busier_half": {"first": ("first half",), "second": ("second half",)},
+}
+"""What users may call the answers to a question in its options, with the answers that it covers."""
 _PER_WINDOW = ("note_count", "pitch_range", "contour", "busier_half", "highest_note")
 """Attributes of a clip as long as the training's, which longer audio has not."""
 _FEWEST_VALUES = 2
@@ -152,6 +169,7 @@ def attribute_questions() -> tuple[AttributeQuestion, ...]:
             per_window=name in _PER_WINDOW,
             in_prompts=name in _PROMPT_NAMES,
             synonyms=dict(_PROMPT_NAMES.get(name, {})),
+            other_names=dict(_OTHER_NAMES.get(name, {})),
             finer=skill.finer,
         )
         for name, skill in SKILLS.items()

@@ -51,6 +51,13 @@ def softmax(logits: Floats) -> Floats:
     return np.asarray(powers / powers.sum(-1, keepdims=True), np.float32)
 
 
+def summed(probabilities: Sequence[float], members: Sequence[Sequence[int]]) -> tuple[float, ...]:
+    """The sums of the probabilities of groups, given by the numbers of their members; together they are one."""
+    sums = [sum(probabilities[number] for number in numbers) for numbers in members]
+    total = sum(sums)
+    return tuple(each / total for each in sums) if total else (1 / len(sums),) * len(sums)
+
+
 def option_probabilities(logs: Floats) -> OptionProbabilities:
     """From the log-likelihoods of the options' texts and, last, of "cannot tell", [options + 1]."""
     return OptionProbabilities(tuple(softmax(logs[:-1]).tolist()), float(softmax(logs)[-1]))

@@ -63,6 +63,7 @@ class AttributeQuestion(ConfigModel):
 
     An answer that holds for a window alone (`per_window`), such as the number of notes, says nothing of longer audio.
     Prompts of music may state the attribute (`in_prompts`), by an option or by one of the `synonyms` (name to option).
+    Users' options may have `other_names` (name to options), which cover one or several.
     The probability of an answer that follows from a `finer` attribute is the sum over that one's values.
     """
 
@@ -72,6 +73,7 @@ class AttributeQuestion(ConfigModel):
     per_window: bool = False
     in_prompts: bool = False
     synonyms: dict[str, str] = Field(default_factory=dict)
+    other_names: dict[str, tuple[str, ...]] = Field(default_factory=dict)
     finer: FinerAttribute | None = None
 
 

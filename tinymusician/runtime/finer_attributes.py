@@ -18,12 +18,6 @@ class FinerQuestion(NamedTuple):
     question: AttributeQuestion
     members: tuple[tuple[int, ...], ...]
 
-    def sums(self, probabilities: Sequence[float]) -> tuple[float, ...]:
-        """The options' probabilities, of those of the finer question's answers; they sum to one."""
-        sums = [sum(probabilities[number] for number in numbers) for numbers in self.members]
-        total = sum(sums)
-        return tuple(each / total for each in sums) if total else (1 / len(sums),) * len(sums)
-
 
 def finer_question(options: Sequence[str], questions: Sequence[AttributeQuestion]) -> FinerQuestion | None:
     """The question that decides between options, all of which are values of an attribute with a finer one; or None."""

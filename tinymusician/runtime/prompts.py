@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import unicodedata
 from collections.abc import Sequence
 
 LETTERS = "ABCDEFGH"
@@ -26,3 +27,9 @@ def prompt_of(text: str, options: Sequence[str] = ()) -> str:
 def option_text(options: Sequence[str], index: int) -> str:
     """An option as it stands in the prompt, such as `(B) flute`."""
     return f"({LETTERS[index]}) {options[index]}"
+
+
+def plain_text(text: str) -> str:
+    """A text without what cannot be seen: equal for texts that look alike, whatever their case and spaces."""
+    seen = (one for one in unicodedata.normalize("NFKC", text) if unicodedata.category(one) != "Cf")
+    return " ".join("".join(seen).casefold().split())

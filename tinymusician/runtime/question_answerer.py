@@ -18,13 +18,22 @@ import numpy as np
 import numpy.typing as npt
 
 from tinymusician.errors import EngineError, RequestError
-from tinymusician.runtime.answers import option_probabilities, scored_tokens, softmax
+from tinymusician.runtime.answers import option_probabilities, scored_tokens, softmax, summed
 from tinymusician.runtime.audio_lm_bundle import AttributeQuestion, open_audio_lm
 from tinymusician.runtime.errors import as_engine_error
 from tinymusician.runtime.finer_attributes import finer_question
 from tinymusician.runtime.language_model import LanguageModel, LMState
 from tinymusician.runtime.open_session import SessionFactory
-from tinymusician.runtime.prompts import CANNOT_TELL, LONGEST_ANSWER, MAX_LETTERS, MAX_SECONDS, MIN_SECONDS, prompt_of
+from tinymusician.runtime.option_values import option_values
+from tinymusician.runtime.prompts import (
+    CANNOT_TELL,
+    LONGEST_ANSWER,
+    MAX_LETTERS,
+    MAX_SECONDS,
+    MIN_SECONDS,
+    plain_text,
+    prompt_of,
+)
 from tinymusician.runtime.text import read_tokenizer
 from tinymusician.runtime.yes_no import YesNoQuestion, yes_no_question
 
@@ -152,8 +161,7 @@ class QuestionAnswerer:
             if {option.text for option in answer.options} == {"yes", "no"}:
                 return _in_order(answer, options)
         if options:
-            self._check_windows(audio, next((one for one in questions if set(options) <= set(one.options)), None))
-            return self.choose(audio, question, tuple(options))
+            return self._choose_among(audio, question, options)
         if listed := next(
             (one for one in questions if plain_text(one.text).rstrip("?") == plain_text(question).rstrip("?")), None
         ):
@@ -209,6 +217,16 @@ class QuestionAnswerer:
         yes = math.prod(shares)
         return _answer(question, ("yes", "no"), (yes, 1 - yes), max(answer.cannot_tell for answer in judged))
 
+    def _choose_among(self, audio: AudioState, question: str, options: Sequence[str]) -> Answer:
+        """Choose one of a user's options, by the values that they name."""
+        named = option_values(options, self.manifest.questions)
+        self._check_windows(audio, named.attribute)
+        answer = self.choose(audio, question, named.texts)
+        if named.texts == tuple(options):
+            return answer
+        shares = summed([option.probability for option in answer.options], named.members)
+        return _answer(question, options, shares, answer.cannot_tell)
+
     def choose(self, audio: AudioState, question: str, options: tuple[str, ...]) -> Answer:
         """Choose one of the options by the likelihood of its text, averaged over all rotations of their order.
 
@@ -218,7 +236,7 @@ class QuestionAnswerer:
         """
         if finer := finer_question(options, self.manifest.questions):
             fine = self.choose(audio, finer.question.text, finer.question.options)
-            shares = finer.sums([option.probability for option in fine.options])
+            shares = summed([option.probability for option in fine.options], finer.members)
             return _answer(question, options, shares, fine.cannot_tell)
         logs, cannot_tell = [], []
         is_listed = len(options) <= MAX_LETTERS
@@ -311,12 +329,6 @@ def check_question(question: str, options: Sequence[str]) -> None:
         raise RequestError(f"options: {CANNOT_TELL!r} is always a possible answer; leave it out", "options")
     if twice := next((text for index, text in enumerate(folded) if text in folded[:index]), None):
         raise RequestError(f"options: {twice!r} is there twice", "options")
-
-
-def plain_text(text: str) -> str:
-    """A text without what cannot be seen: equal for texts that look alike, whatever their case and spaces."""
-    seen = (one for one in unicodedata.normalize("NFKC", text) if unicodedata.category(one) != "Cf")
-    return " ".join("".join(seen).casefold().split())
 
 
 def split_windows(samples: int, window: int) -> list[tuple[int, int]]:

@@ -22,7 +22,7 @@ def named_values(text: str, attribute: AttributeQuestion) -> tuple[str, ...]:
     A name inside a longer one does not count: `rises, then falls` is not `falls`.
     """
     names = {**{option: option for option in attribute.options}, **attribute.synonyms}
-    values, rest = [], _ACCIDENTAL_WORDS.sub(lambda match: match[1] + _ACCIDENTALS[match[2].lower()], text.strip())
+    values, rest = [], with_accidentals(text.strip())
     for name in sorted(names, key=len, reverse=True):
         without = rest
         for pattern in _patterns(name):
@@ -31,6 +31,11 @@ def named_values(text: str, attribute: AttributeQuestion) -> tuple[str, ...]:
             rest = without
             values.append(names[name])
     return tuple(dict.fromkeys(values))
+
+
+def with_accidentals(text: str) -> str:
+    """A text with the signs of accidentals after the names of notes: `F#` for `F sharp`."""
+    return _ACCIDENTAL_WORDS.sub(lambda match: match[1] + _ACCIDENTALS[match[2].lower()], text)
 
 
 def _patterns(name: str) -> list[re.Pattern[str]]:

@@ -15,7 +15,14 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from tinymusician.models.audio_lm import AudioLM, PromptState
-from tinymusician.runtime.answers import Floats, OptionProbabilities, TextTokenizer, option_probabilities, scored_tokens
+from tinymusician.runtime.answers import (
+    Floats,
+    OptionProbabilities,
+    TextTokenizer,
+    option_probabilities,
+    scored_tokens,
+    summed,
+)
 from tinymusician.runtime.audio_lm_bundle import AttributeQuestion
 from tinymusician.runtime.finer_attributes import finer_question
 from tinymusician.runtime.prompts import LONGEST_ANSWER
@@ -51,7 +58,7 @@ class FinerAnswerer:
         ]
         results = self._answerer.probabilities(features, replaced)
         return [
-            each if fine is None else each._replace(options=fine.sums(each.options))
+            each if fine is None else each._replace(options=summed(each.options, fine.members))
             for each, fine in zip(results, finer, strict=True)
         ]
 

@@ -40,11 +40,12 @@ export class Answerer {
   // It follows `ask` of question_answerer.py.
   async ask(states, question, options) {
     checkQuestion(question, options);
-    const plain = (text) => text.trim().toLowerCase().replace(/\?+$/, ''), { questions } = this.manifest;
-    if (options.length) {
-      this.#checkWindows(states, questions.find(({ options: values }) => options.every((option) => values.includes(option))));
-      return this.choose(states, question, options);
+    const plain = (text) => plainText(text).replace(/\?+$/, ''), { questions } = this.manifest;
+    if (isYesNo(options)) {
+      const answer = await this.ask(states, question, []);
+      if (isYesNo(answer.options.map(({ text }) => text))) return inOrder(answer, options);
     }
+    if (options.length) return this.#chooseAmong(states, question, options);
     const listed = questions.find(({ text }) => plain(text) === plain(question));
     this.#checkWindows(states, listed);
     if (listed) return this.choose(states, question, listed.options);
@@ -62,6 +63,14 @@ export class Answerer {
     return answerOf(question, ['yes', 'no'], [yes, 1 - yes], cannot_tell);
   }
 
+  // One of a user's options, by the values that they name.
+  async #chooseAmong(states, question, options) {
+    const { texts, members, attribute } = optionValues(options, this.manifest.questions);
+    this.#checkWindows(states, attribute);
+    const { options: chosen, cannot_tell } = await this.choose(states, question, texts);
+    return answerOf(question, options, summed(chosen.map(({ probability }) => probability), members), cannot_tell);
+  }
+
   #checkWindows(states, about) {
     const { window_seconds: window } = this.shape;
     if (about?.per_window && states.length > 1) throw new Error(`At most ${window} s are allowed for “${about.text}”, which has another answer for each part.`);
@@ -72,9 +81,8 @@ export class Answerer {
   async choose(states, question, options) {
     const finer = finerQuestion(options, this.manifest.questions);
     if (finer) {
-      const fine = await this.choose(states, finer.text, finer.options), share = new Map(fine.options.map(({ text, probability }) => [text, probability]));
-      const sums = finer.members.map((values) => values.reduce((sum, value) => sum + (share.get(value) ?? 0), 0)), total = sums.reduce((a, b) => a + b);
-      return answerOf(question, options, sums.map((sum) => (total ? sum / total : 1 / sums.length)), fine.cannot_tell);
+      const fine = await this.choose(states, finer.text, finer.options);
+      return answerOf(question, options, summed(fine.options.map(({ probability }) => probability), finer.members), fine.cannot_tell);
     }
     const listed = options.length <= LETTERS.length, rotations = listed ? options.length : 1;
     const sums = states.map(() => new Float64Array(options.length)), unable = states.map(() => 0);
@@ -170,6 +178,49 @@ function answerOf(question, options, shares, cannot_tell) {
   return { question, answer, probability, cannot_tell, options: options.map((text, index) => ({ text, probability: shares[index] })) };
 }
 
+function isYesNo(options) { return options.map(plainText).sort().join(' ') === 'no yes'; }
+
+// An answer of yes or no with a user's spelling and order of the two.
+function inOrder(answer, options) {
+  const shares = options.map((option) => answer.options.find(({ text }) => text === plainText(option)).probability);
+  return answerOf(answer.question, options, shares, answer.cannot_tell);
+}
+
+// The sums of the probabilities of groups, given by the numbers of their members; together they are one.
+function summed(probabilities, members) {
+  const sums = members.map((numbers) => numbers.reduce((sum, number) => sum + probabilities[number], 0)), total = sums.reduce((a, b) => a + b);
+  return sums.map((sum) => (total ? sum / total : 1 / sums.length));
+}
+
+// The values that options name in people's words; it follows tinymusician/runtime/option_values.py.
+export function optionValues(options, attributes) {
+  let best = { attribute: null, values: options.map(() => []), count: 0 };
+  for (const attribute of attributes) {
+    const values = options.map((option) => valuesOf(option, attribute)), count = values.filter(({ length }) => length).length;
+    if (count > best.count) best = { attribute, values, count };
+  }
+  const each = best.values.map((values, index) => (values.length ? values : [options[index]])), texts = each.flat();
+  if (new Set(texts).size < texts.length) return { texts: options, members: options.map((_, index) => [index]), attribute: null };
+  let start = 0;
+  const members = each.map(({ length }) => Array.from({ length }, () => start++));
+  return { texts, members, attribute: best.count === options.length ? best.attribute : null };
+}
+
+function valuesOf(option, { options, synonyms = {}, other_names = {} }) {
+  const singles = [...options.map((value) => [value, [value]]), ...Object.entries(synonyms).map(([name, value]) => [name, [value]])];
+  const plain = plainText(withAccidentals(option));
+  return [...singles, ...Object.entries(other_names)].find(([name]) => plainText(name) === plain)?.[1] ?? [];
+}
+
+// A text without what cannot be seen: equal for texts that look alike, whatever their case and spaces.
+function plainText(text) { return text.normalize('NFKC').replace(/\p{Cf}/gu, '').toLowerCase().trim().replace(/\s+/g, ' '); }
+
+// A text with the signs of accidentals after the names of notes: F# for F sharp.
+function withAccidentals(text) {
+  const signs = { sharp: '#', flat: 'b', '♯': '#', '♭': 'b' };
+  return text.replace(/\b([a-g])[\s-]?(sharp|flat|♯|♭)/gi, (_, letter, sign) => letter + signs[sign.toLowerCase()]);
+}
+
 // The question that decides between options, with each option's values of it; it follows tinymusician/runtime/finer_attributes.py.
 function finerQuestion(options, questions) {
   for (const { finer } of options.length ? questions : []) {
@@ -177,7 +228,8 @@ function finerQuestion(options, questions) {
     const values = new Map(Object.entries(finer.values).map(([name, members]) => [name.toLowerCase(), members]));
     const members = options.map((option) => values.get(option.trim().toLowerCase()));
     const fine = questions.find(({ attribute }) => attribute === finer.attribute);
-    if (fine && members.every(Boolean)) return { text: fine.text, options: fine.options, members };
+    const numbers = (keys) => keys.map((key) => fine.options.indexOf(key)).filter((number) => number >= 0);
+    if (fine && members.every(Boolean)) return { text: fine.text, options: fine.options, members: members.map(numbers) };
   }
   return null;
 }
@@ -207,8 +259,7 @@ export function yesNoQuestion(question, written, attributes) {
 // The attribute's values that a text names; it follows tinymusician/runtime/value_names.py.
 function namedValues(text, attribute) {
   const names = { ...Object.fromEntries(attribute.options.map((option) => [option, option])), ...attribute.synonyms }, values = [];
-  const accidentals = { sharp: '#', flat: 'b', '♯': '#', '♭': 'b' };
-  let rest = text.trim().replace(/\b([a-g])[\s-]?(sharp|flat|♯|♭)/gi, (_, letter, sign) => letter + accidentals[sign.toLowerCase()]);
+  let rest = withAccidentals(text.trim());
   for (const name of Object.keys(names).sort((a, b) => b.length - a.length)) {
     const without = patterns(name).reduce((left, pattern) => left.replace(pattern, ' '), rest);
     if (without !== rest && !values.includes(names[name])) values.push(names[name]);
@@ -225,7 +276,7 @@ function patterns(name) {
 
 // The limits of `check_question` in question_answerer.py.
 function checkQuestion(question, options) {
-  const folded = options.map((option) => option.trim().toLowerCase());
+  const folded = options.map(plainText);
   if (!question.trim()) throw new Error('The question is empty.');
   if (question.length > 300) throw new Error(`The question has ${question.length} characters; at most 300 are allowed.`);
   if (options.length === 1 || options.length > 50) throw new Error(`${options.length} possible answers; 2 to 50 are allowed, or none.`);

@@ -1,0 +1,59 @@
+"""The values that options name in people's words, in both clients."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+from pathlib import Path
+
+import pytest
+
+from tinymusician.bundle_refs import resolve_bundle
+from tinymusician.runtime.audio_lm_bundle import DEFAULT_QUESTION_BUNDLE, AttributeQuestion, open_audio_lm
+from tinymusician.runtime.option_values import option_values
+
+Expected = tuple[tuple[str, ...], tuple[tuple[int, ...], ...], str | None]
+STRINGS = ("bowed strings", "plucked strings")
+CASES: list[tuple[tuple[str, ...], Expected]] = [
+    (("fiddle", "flute"), (("fiddle", "flute"), ((0,), (1,)), "instrument")),
+    (("Violin", " ORGAN "), (("fiddle", "church organ"), ((0,), (1,)), "instrument")),
+    (("Fiddle", "Violoncello", "Piano"), (("fiddle", "Violoncello", "piano"), ((0,), (1,), (2,)), None)),
+    (("slow", "quick"), (("slow", "fast"), ((0,), (1,)), "tempo")),
+    (("strings", "winds"), ((*STRINGS, "brass", "woodwind"), ((0, 1), (2, 3)), "family")),
+    (("Keyboards", "strings"), (("keyboard", *STRINGS), ((0,), (1, 2)), "family")),
+    (("c sharp minor", "E-flat major"), (("Db minor", "Eb major"), ((0,), (1,)), "key")),
+    (("major key", "minor key"), (("major", "minor"), ((0,), (1,)), "mode")),
+    (("3/4", "6/8", "4/4"), (("triple", "compound", "duple"), ((0,), (1,), (2,)), "meter")),
+    (("first", "second"), (("first half", "second half"), ((0,), (1,)), "busier_half")),
+    (("violin", "fiddle", "flute"), (("violin", "fiddle", "flute"), ((0,), (1,), (2,)), None)),
+    (("2/4", "4/4"), (("2/4", "4/4"), ((0,), (1,)), None)),
+    (("jazz", "blues"), (("jazz", "blues"), ((0,), (1,)), None)),
+]
+SCRIPT = """
+import { optionValues } from %s;
+const { cases, attributes } = JSON.parse(process.argv[1]);
+const named = cases.map((options) => optionValues(options, attributes));
+const plain = ({ texts, members, attribute }) => [texts, members, attribute && attribute.attribute];
+console.log(JSON.stringify(named.map(plain)));
+"""
+
+
+@pytest.fixture(scope="module")
+def attributes() -> tuple[AttributeQuestion, ...]:
+    return open_audio_lm(resolve_bundle(DEFAULT_QUESTION_BUNDLE)).questions
+
+
+@pytest.mark.parametrize(("options", "expected"), CASES)
+def test_values_of_options(
+    options: tuple[str, ...], expected: Expected, attributes: tuple[AttributeQuestion, ...]
+) -> None:
+    texts, members, attribute = option_values(options, attributes)
+    assert (texts, members, attribute and attribute.attribute) == expected
+
+
+def test_the_page_finds_the_same_values(attributes: tuple[AttributeQuestion, ...]) -> None:
+    content = {"cases": [case[0] for case in CASES], "attributes": [one.model_dump(mode="json") for one in attributes]}
+    source = Path(__file__).parents[2] / "serve" / "page" / "device" / "answerer.js"
+    words = ["node", "--input-type=module", "-e", SCRIPT % json.dumps(source.as_uri()), json.dumps(content)]
+    by_page = json.loads(subprocess.run(words, check=True, capture_output=True, text=True).stdout)
+    assert by_page == json.loads(json.dumps([expected for _, expected in CASES]))
