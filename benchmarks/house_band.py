@@ -29,12 +29,12 @@ from tinymusician.house_band.audio_features import (
     Wave,
     band_shape,
     chroma_correlation,
-    in_scale,
     in_tune,
     on_beat,
     onset_f_measure,
     onset_times,
     pitch_track,
+    scale_consistency,
     spectral_centroid,
     spectrogram,
 )
@@ -188,7 +188,7 @@ def note_figures(name: str, waves: Wave) -> dict[str, float]:
     return {
         f"notes/{name}/pitched": float(np.mean([np.mean(~np.isnan(track)) for track in tracks])),
         f"notes/{name}/in_tune": float(np.mean([in_tune(track) for track in tracks])),
-        f"notes/{name}/in_scale": float(np.mean([in_scale(track) for track in tracks])),
+        f"notes/{name}/scale_consistency": float(np.mean([scale_consistency(track) for track in tracks])),
     }
 
 

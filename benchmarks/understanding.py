@@ -109,7 +109,7 @@ def yes_or_no(answerer: QuestionAnswerer, split: RenderedSplit) -> dict[str, flo
     answers, words, values = [], [], []
     for question in questions:
         audio = answerer.read(split.audio(np.array([question.clip]))[0])
-        text = answerer.write(audio, question.text).answer
+        text = answerer.generate(audio, question.text).answer
         answers.append(answerer.ask(audio, question.text).answer == question.answer)
         words.append(text.endswith(f", so {question.answer}"))
         values.append(text.startswith(f"{question.value}, so"))
@@ -135,7 +135,7 @@ def open_answers(
         finer = SKILLS[question.attribute].finer
         answers = (question.answer, *(finer.values[question.answer] if finer else ()))
         right.setdefault(question.attribute, []).append(answerer.ask(audio, text).answer in answers)
-        words.append(answerer.write(audio, text).answer in answers)
+        words.append(answerer.generate(audio, text).answer in answers)
     unanswerable = [
         (states[clip], text)
         for index, text in enumerate(UNANSWERABLE_HELD_OUT)

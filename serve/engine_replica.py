@@ -128,7 +128,7 @@ class EngineReplica:
             **bundle_info(bundle.source, bundle.digest, manifest).model_dump(),
             codebooks=manifest.architecture.codebooks,
             seconds=self._default_seconds(bundle),
-            most_seconds=limits.seconds,
+            max_seconds=limits.seconds,
             guidance=defaults.guidance,
             temperature=defaults.temperature,
             one_pass=defaults.one_pass,

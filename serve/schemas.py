@@ -133,7 +133,7 @@ class ModelInfo(BundleInfo):
 
     codebooks: int
     seconds: float = Field(description="The default length in seconds.")
-    most_seconds: float = Field(description="The maximum length in seconds.")
+    max_seconds: float = Field(description="The maximum length in seconds.")
     guidance: float
     temperature: float
     one_pass: bool = Field(description="Whether guidance is in the weights, for one scale or a range of scales.")

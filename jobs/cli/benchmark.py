@@ -77,7 +77,7 @@ def _open_model(
             path = files.get(question.id)
             last = question.id, answerer.without_audio() if path is None else _read(answerer, path)
         shares = [option.probability for option in answerer.choose(last[1], question.text, options).options]
-        return Reply(shares.index(max(shares)), answerer.write(last[1], question.text, options).answer)
+        return Reply(shares.index(max(shares)), answerer.generate(last[1], question.text, options).answer)
 
     return ask
 

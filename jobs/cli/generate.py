@@ -240,11 +240,11 @@ def _write(
     """Finish a clip, and write it; returns its description."""
     from tinymusician.artifacts.output_file import write_output
     from tinymusician.runtime.audio import encode
-    from tinymusician.runtime.loudness import fade_out_samples, limit_peak, normalized
+    from tinymusician.runtime.loudness import fade_out_samples, normalize_peak, normalized
 
     rate = generator.codec.shape.sampling_rate
     wave = wave if normalize is None else normalized(wave, rate, normalize)
-    wave, peak = limit_peak(fade_out_samples(wave, rate, fade_out))
+    wave, peak = normalize_peak(fade_out_samples(wave, rate, fade_out))
     comment = f"seed={request.seed} model={generator.manifest.name}"
     write_output(path, encode(wave, rate, suffix, request.prompt or "", comment))
     if peak is not None:

@@ -24,7 +24,7 @@ from tinymusician.evaluate.clip_embeddings import Floats
 from tinymusician.evaluate.degenerate import ClipHealth, examine
 from tinymusician.evaluate.reference import ReferenceSet
 from tinymusician.evaluate.results import REAL, RECONSTRUCTED, RecordedAudio
-from tinymusician.runtime.audio_reader import Wave, optional_decoder, resampled
+from tinymusician.runtime.audio_reader import Wave, pyav_version, resampled
 
 
 class _Details(Document):
@@ -119,8 +119,8 @@ class Recordings:
         facts = [self._facts(source, clip) for clip in clips]
         if source in (REAL, RECONSTRUCTED):
             codec = {"codec": self._models.facts("teacher").digest} if source == RECONSTRUCTED else {}
-            return self._features.cache({"real": facts, "decoder": optional_decoder(), **codec, "layout": 2})
-        return self._features.cache({"audio": facts, "decoder": optional_decoder(), "layout": 2})
+            return self._features.cache({"real": facts, "decoder": pyav_version(), **codec, "layout": 2})
+        return self._features.cache({"audio": facts, "decoder": pyav_version(), "layout": 2})
 
     def _facts(self, source: str, clip: int) -> dict[str, object]:
         """What a clip depends on; its file is hashed once."""

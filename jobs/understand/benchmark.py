@@ -20,11 +20,11 @@ from tinymusician.understand.benchmark import (
     BenchmarkResult,
     SystemScore,
     majority_choices,
-    other_tunes,
+    mismatched_clips,
     score_choices,
     score_model,
     score_probabilities,
-    shuffled_options,
+    shuffle_options,
 )
 from tinymusician.understand.features import noise_features, silence_features
 from tinymusician.understand.linear_probe import probe
@@ -109,9 +109,9 @@ class _Benchmark:
             "no audio": None,
             "silence": silence_features(self._encoder, count, samples).astype(np.float32),
             "noise": noise.astype(np.float32),
-            "another tune's audio": _of(self._features, other_tunes(questions, seed)),
+            "another tune's audio": _of(self._features, mismatched_clips(questions, seed)),
         }
-        mixed, answerer = shuffled_options(questions, seed), self._answerer
+        mixed, answerer = shuffle_options(questions, seed), self._answerer
         controls = [
             score_probabilities(name, mixed, answerer.probabilities(given, mixed)) for name, given in inputs.items()
         ]

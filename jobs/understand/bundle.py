@@ -18,14 +18,14 @@ from tinymusician.quantize.precision import PrecisionPlan
 from tinymusician.understand.answering import FinerAnswerer
 from tinymusician.understand.benchmark import SystemScore, score_probabilities, score_rotations
 from tinymusician.understand.bundle_answerer import BundleAnswerer
-from tinymusician.understand.plan_search import PlanScorer, PlanSearch, search_plan, uniform_plan
+from tinymusician.understand.plan_search import PlanScorer, PlanSearchResult, score_uniform_plan, search_plan
 
 _PARITY_CLIPS = 128
 
 
 def write_bundle(
     context: WorkerContext, data: UnderstandData, folder: Path, source: str
-) -> tuple[PlanSearch, SystemScore]:
+) -> tuple[PlanSearchResult, SystemScore]:
     """Write the bundle of the trained model, whose artifact is `source`; returns the plan's search and its score.
 
     Raises:
@@ -40,7 +40,7 @@ def write_bundle(
     scorer = PlanScorer(model, tokenizer, clips, questions, attribute_questions(), context.threads)
     base = PrecisionPlan(name="accuracy", block_size=config.block_size, note=f"chosen for {source}")
     if config.precision is not None:
-        search = uniform_plan(scorer, base, config.precision)
+        search = score_uniform_plan(scorer, base, config.precision)
     else:
         progress = partial(run.report_progress, "sensitivity")
         search = search_plan(scorer, base, config.accuracy_budget, progress)

@@ -241,13 +241,13 @@ class UnderstandData:
 
     def labelled(self, name: Split) -> LabelledSpectra:
         """The spectra of a split with the classes of its attributes and time steps."""
-        from tinymusician.house_band.skill_labels import attribute_labels, onset_labels, step_labels
+        from tinymusician.house_band.skill_labels import attribute_labels, onset_labels, pitch_labels
         from tinymusician.models.audio_encoder import PATCH
         from tinymusician.understand.attribute_task import LabelledSpectra
 
         clips, spectra = self.split(name).clips, self.spectra(name)
         steps = -(-spectra.shape[-1] // PATCH)
-        return LabelledSpectra(spectra, attribute_labels(clips), step_labels(clips, steps), onset_labels(clips, steps))
+        return LabelledSpectra(spectra, attribute_labels(clips), pitch_labels(clips, steps), onset_labels(clips, steps))
 
     def questions(self, name: Split) -> list[Question]:
         """The questions of training; of the other splits, the benchmark's hard questions."""

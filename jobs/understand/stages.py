@@ -11,7 +11,7 @@ from jobs.understand.data import UnderstandData
 from jobs.worker.context import WorkerContext
 from jobs.worker.ended_training import best_checkpoint
 from jobs.worker.stage import TrainingStage, train, trainer_config
-from tinymusician.house_band.skill_labels import CLASSES, STEP_CLASSES
+from tinymusician.house_band.skill_labels import CLASSES, NUM_PITCH_CLASSES
 from tinymusician.models.audio_encoder import AudioEncoder
 from tinymusician.models.audio_lm import AudioLM, copy_layers
 from tinymusician.models.audio_lm_files import round_weights
@@ -26,7 +26,7 @@ from tinymusician.understand.answer_task import (
     stated_question_set,
 )
 from tinymusician.understand.attribute_task import AttributeTask
-from tinymusician.understand.lora import LoraSettings, add_adapters, merge_adapters
+from tinymusician.understand.lora import AdapterConfig, add_adapters, merge_adapters
 from tinymusician.understand.masked_prediction import MaskedPredictionConfig
 from tinymusician.understand.pretrain_task import MaskedPredictionTask
 
@@ -84,7 +84,9 @@ def train_attributes(context: WorkerContext, data: UnderstandData) -> None:
     torch.manual_seed(data.seed)
     encoder = data.pretrained_encoder or _checkpoint_encoder(context, data, ENCODER)
     clips = data.labelled("train"), data.labelled("validation")
-    task = AttributeTask(encoder, CLASSES, STEP_CLASSES, *clips, _microbatch(context, config.batch_size), data.seed)
+    task = AttributeTask(
+        encoder, CLASSES, NUM_PITCH_CLASSES, *clips, _microbatch(context, config.batch_size), data.seed
+    )
     task.module.to(context.device)
     optimizer = AdamConfig(weight_decay=0.05)
     rate, warmup = config.finetune_learning_rate, config.warmup_steps
@@ -182,7 +184,7 @@ def _new_model(context: WorkerContext, data: UnderstandData) -> AudioLM:
     if data.pretrained_lm is not None:
         model.lm.load_state_dict(data.pretrained_lm.weights)
     if config.lora_rank:
-        add_adapters(model, LoraSettings(config.lora_rank, config.lora_alpha))
+        add_adapters(model, AdapterConfig(config.lora_rank, config.lora_alpha))
     return model
 
 

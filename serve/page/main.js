@@ -44,7 +44,7 @@ async function loadModel() {
   digest.textContent = bundle.digest.slice(0, 12);
   digest.title = `SHA-256 of the bundle's manifest: ${bundle.digest}`;
   at('bundle').replaceChildren(facts, digest);
-  at('seconds').max = Math.floor(bundle.most_seconds);
+  at('seconds').max = Math.floor(bundle.max_seconds);
   if (!at('seconds').touched) at('seconds').value = Math.round(bundle.seconds);
   const [min, max] = bundle.guidance_range ?? ANY_GUIDANCE, fixed = bundle.one_pass && !bundle.guidance_range;
   Object.assign(at('guidance'), { min, max, step: bundle.guidance_range ? 'any' : 0.5, disabled: fixed });

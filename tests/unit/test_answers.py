@@ -18,7 +18,7 @@ from tinymusician.understand.answer_task import AnswerTask, AnswerTeacher, padde
 from tinymusician.understand.answering import TorchAnswerer
 from tinymusician.understand.benchmark import (
     majority_choices,
-    other_tunes,
+    mismatched_clips,
     score_choices,
     score_model,
     score_probabilities,
@@ -279,7 +279,7 @@ def test_interval_of_all_clusters_alike_is_the_exact_one() -> None:
 def test_another_tune_is_of_another_family() -> None:
     """The clips of two tunes: for each question, a clip of the other one."""
     items = [choice(clip).model_copy(update={"tune": "even" if clip % 2 == 0 else "odd"}) for clip in range(CLIPS)]
-    others = other_tunes(items, seed=0)
+    others = mismatched_clips(items, seed=0)
     assert all((clip - question.clip) % 2 == 1 for clip, question in zip(others, items, strict=True))
 
 
@@ -287,11 +287,11 @@ def test_majority_and_other_tunes() -> None:
     items = [choice(clip) for clip in range(CLIPS)]
     training = [choice(1), choice(5), choice(2)]
     assert majority_choices(items, training) == [1] * CLIPS
-    others = other_tunes(items, seed=0)
+    others = mismatched_clips(items, seed=0)
     assert all(clip != question.clip for clip, question in zip(others, items, strict=True))
     assert len(set(others)) > CLIPS // 3
     with pytest.raises(DataError, match="about the tune 'tune 0'; at least two"):
-        other_tunes([choice(0), choice(0)], seed=0)
+        mismatched_clips([choice(0), choice(0)], seed=0)
 
 
 def test_noises_have_their_levels_and_colours() -> None:

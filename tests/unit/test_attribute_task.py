@@ -7,10 +7,10 @@ import pytest
 import torch
 
 from tinymusician.models.audio_encoder import AudioEncoder, AudioEncoderShape
-from tinymusician.understand.attribute_task import UNKNOWN, AttributeTask, LabelledSpectra, class_weights
+from tinymusician.understand.attribute_task import IGNORE_INDEX, AttributeTask, LabelledSpectra, class_weights
 
 CLASSES = {"colour": 3}
-LABELS = np.array([[0]] * 9 + [[1]] * 3 + [[UNKNOWN]] * 4, np.int64)
+LABELS = np.array([[0]] * 9 + [[1]] * 3 + [[IGNORE_INDEX]] * 4, np.int64)
 
 
 def task() -> AttributeTask:
@@ -36,7 +36,7 @@ def test_head_that_always_says_the_frequent_class_scores_chance() -> None:
     with torch.no_grad():
         head.weight.zero_()
         head.bias.copy_(torch.tensor([2.0, 0.0, -50.0]))
-        for one in (trained.module.step_head, trained.module.onset_head):
+        for one in (trained.module.pitch_head, trained.module.onset_head):
             one.weight.zero_()
             one.bias.zero_()
         figures = trained.validate(trained.module)

@@ -9,12 +9,12 @@ from tinymusician.house_band.audio_features import (
     band_shape,
     chroma,
     chroma_correlation,
-    in_scale,
     in_tune,
     on_beat,
     onset_f_measure,
     onset_times,
     pitch_track,
+    scale_consistency,
     spectral_centroid,
 )
 
@@ -58,8 +58,8 @@ def test_pitch_is_detected(midi: float) -> None:
 def test_tuning_and_scale() -> None:
     assert in_tune(np.array([60.1, 61.9, np.nan])) == 1
     assert in_tune(np.array([60.4, 60.0])) == 0.5
-    assert in_scale(np.array([62, 64, 66, 67, 69, 71, 73], float)) == 1, "D major"
-    assert in_scale(np.arange(60, 72, dtype=float)) == pytest.approx(7 / 12)
+    assert scale_consistency(np.array([62, 64, 66, 67, 69, 71, 73], float)) == 1, "D major"
+    assert scale_consistency(np.arange(60, 72, dtype=float)) == pytest.approx(7 / 12)
 
 
 def test_beats() -> None:

@@ -54,8 +54,8 @@ def test_unknown_suffix_names_the_supported_ones(tmp_path: Path) -> None:
 
 
 def test_clipping_audio_is_limited_to_minus_one_decibel() -> None:
-    assert loudness.limit_peak(TONE) == (TONE, None)
-    samples, peak = loudness.limit_peak(4 * TONE)
+    assert loudness.normalize_peak(TONE) == (TONE, None)
+    samples, peak = loudness.normalize_peak(4 * TONE)
     assert peak == pytest.approx(20 * np.log10(2), abs=1e-3)
     assert np.abs(samples).max() == pytest.approx(10 ** (-1 / 20), rel=1e-6)
 

@@ -224,7 +224,7 @@ def test_default_length_is_limited_too(bundle: Path) -> None:
     with endpoint(model=str(bundle), threads=1, limits={"seconds": 0.5}) as here:
         assert len(samples(here.generate(prompt=MARCH).content)) == RATE // 2
         (model,) = requests.get(f"{here.url}/v1/models", timeout=10).json()["data"]
-        assert (model["seconds"], model["most_seconds"]) == (0.5, 0.5)
+        assert (model["seconds"], model["max_seconds"]) == (0.5, 0.5)
 
 
 def test_client_request_id_is_used(here: Endpoint) -> None:

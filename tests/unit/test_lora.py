@@ -7,9 +7,9 @@ import torch
 from tinymusician.models.audio_encoder import AudioEncoderShape
 from tinymusician.models.audio_lm import AudioLM, AudioLMShape, LanguageModelShape
 from tinymusician.understand.answer_task import AnswerModule
-from tinymusician.understand.lora import LoraSettings, add_adapters, merge_adapters
+from tinymusician.understand.lora import AdapterConfig, add_adapters, merge_adapters
 
-SETTINGS = LoraSettings(rank=2, alpha=8)
+SETTINGS = AdapterConfig(rank=2, alpha=8)
 
 
 def model() -> AudioLM:

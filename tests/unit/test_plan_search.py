@@ -15,7 +15,7 @@ from tinymusician.quantize.precision import PrecisionPlan, load_plan
 from tinymusician.settings import Precision
 from tinymusician.understand.answering import TorchAnswerer
 from tinymusician.understand.bundle_answerer import BundleAnswerer
-from tinymusician.understand.plan_search import PRECISIONS, PlanScore, PlanScorer, search_plan, uniform_plan
+from tinymusician.understand.plan_search import PRECISIONS, PlanScore, PlanScorer, score_uniform_plan, search_plan
 
 CLIPS = 6
 WAVES = np.stack([wave(0.6, seed) for seed in range(CLIPS)])
@@ -98,7 +98,7 @@ def test_budget_that_nothing_meets_is_refused() -> None:
 
 
 def test_one_precision_for_all_weights() -> None:
-    result = uniform_plan(Additive(), BASE, "int8")
+    result = score_uniform_plan(Additive(), BASE, "int8")
     assert result.plan.groups == dict.fromkeys(SIZES, "int8")
     assert result.chosen.size == 1000 + sum(SIZES.values()) // 4
     assert (result.float32.accuracy, round(result.chosen.accuracy, 3)) == (0.9, 0.893)

@@ -13,16 +13,16 @@ from tinymusician.errors import DataError
 from tinymusician.house_band.attributes import INSTRUMENTS, ClipAttributes
 from tinymusician.house_band.corpus import Clip
 from tinymusician.house_band.question_texts import CAPTIONS, PHRASINGS, UNANSWERABLE, UNANSWERABLE_HELD_OUT, varied
-from tinymusician.house_band.skill_labels import attribute_labels, onset_labels, step_labels
+from tinymusician.house_band.skill_labels import attribute_labels, onset_labels, pitch_labels
 from tinymusician.house_band.skill_questions import (
     QuestionCounts,
     caption_of,
     hard_questions,
     training_questions,
 )
-from tinymusician.house_band.skills import KEYS, SKILLS, best_key
+from tinymusician.house_band.skills import KEYS, SKILLS, estimate_key
 from tinymusician.house_band.synth import Note
-from tinymusician.runtime.prompts import prompt_of
+from tinymusician.runtime.prompts import build_prompt
 from tinymusician.understand.questions import (
     Question,
     official_choice,
@@ -59,7 +59,7 @@ def corpus() -> list[Clip]:
 
 
 def test_prompt_is_muchomusics() -> None:
-    assert prompt_of("Which?", OPTIONS) == (
+    assert build_prompt("Which?", OPTIONS) == (
         "Question: Which?\n Options: (A) piano (B) banjo (C) flute (D) trumpet \n The correct answer is:"
     )
 
@@ -209,7 +209,7 @@ def test_answers_are_the_clips_facts() -> None:
 
 def test_key_that_the_notes_do_not_show_has_no_question() -> None:
     assert SKILLS["key"].value(clip(SCALE)) == "C major"
-    assert best_key(clip(tuple(pitch + 7 for pitch in SCALE)).notes) == "G major"
+    assert estimate_key(clip(tuple(pitch + 7 for pitch in SCALE)).notes) == "G major"
     assert SKILLS["key"].value(clip(tuple(pitch + 7 for pitch in SCALE))) is None
     assert SKILLS["mode"].value(clip(tuple(pitch + 7 for pitch in SCALE))) is None
 
@@ -252,7 +252,7 @@ def test_caption_states_only_audible_facts() -> None:
 
 def test_step_labels_are_the_pitches_that_sound_longest() -> None:
     notes = (Note(0, 7, 60), Note(8, 11, 62), Note(11, 16, 64))
-    (steps,) = step_labels([Clip(clip().facts, "", notes)], 4)
+    (steps,) = pitch_labels([Clip(clip().facts, "", notes)], 4)
     assert steps.tolist() == [60 - 54, 64 - 54, 0, 0]
     (onsets,) = onset_labels([Clip(clip().facts, "", notes)], 4)
     assert onsets.tolist() == [[1, *[0] * 7], [1, 0, 0, 1, *[0] * 4], [0] * 8, [0] * 8]

@@ -20,7 +20,7 @@ from tinymusician.errors import DataError
 from tinymusician.models.conditional_decoder import encode_text
 from tinymusician.models.protocols import Codec, Musicgen, Tokenizer
 from tinymusician.models.sampling import INVARIANT_ROWS, CodeSampler, sample_seed
-from tinymusician.runtime.audio_reader import count_changes, read_clip
+from tinymusician.runtime.audio_reader import describe_conversions, read_clip
 
 _logger = logging.getLogger(__name__)
 _FILES = 32
@@ -145,7 +145,7 @@ class ClipCodes:
             waves = (torch.from_numpy(piece)[None, None].to(device) for piece in pieces)
             codes += [self._codec.encode(wave).audio_codes[0].cpu().numpy() for wave in waves]
             counts.append(len(pieces))
-        if changes := count_changes(clips):
+        if changes := describe_conversions(clips):
             _logger.warning("clips %d to %d: %s", index * _FILES + 1, index * _FILES + len(clips), changes)
         merged = np.concatenate(codes) if codes else np.zeros((0, 0, self._frames))
         return {"codes": merged.astype(np.int16), "pieces": np.array(counts)}

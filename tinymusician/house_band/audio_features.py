@@ -131,7 +131,7 @@ def in_tune(track: npt.NDArray[np.float64]) -> float:
     return float(np.mean(np.abs(pitched - np.round(pitched)) < 0.25)) if len(pitched) else 0.0
 
 
-def in_scale(track: npt.NDArray[np.float64]) -> float:
+def scale_consistency(track: npt.NDArray[np.float64]) -> float:
     """The share of pitched frames in the best-fitting major scale; even use of all notes gives 7/12."""
     pitched = np.round(track[~np.isnan(track)]).astype(int) % 12
     if len(pitched) == 0:

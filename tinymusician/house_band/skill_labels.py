@@ -9,22 +9,22 @@ import numpy as np
 from tinymusician.house_band.corpus import Clip
 from tinymusician.house_band.skills import SKILLS
 from tinymusician.house_band.synth import LOWEST, Note
-from tinymusician.understand.attribute_task import UNKNOWN, Labels
+from tinymusician.understand.attribute_task import IGNORE_INDEX, Labels
 
 CLASSES = {name: len(skill.answers) for name, skill in SKILLS.items()}
 """The number of classes of every attribute."""
 FRAMES_PER_STEP = 8
-HIGHEST_STEP_PITCH = 100
-STEP_CLASSES = HIGHEST_STEP_PITCH - LOWEST + 2
+MAX_LABELLED_PITCH = 100
+NUM_PITCH_CLASSES = MAX_LABELLED_PITCH - LOWEST + 2
 """Class 0 is silence, the others are pitches from the lowest note of the band on."""
 
 
 def attribute_labels(clips: Sequence[Clip]) -> Labels:
-    """The class of every attribute of every clip, [N, attributes]; `UNKNOWN` where it cannot be heard."""
+    """The class of every attribute of every clip, [N, attributes]; `IGNORE_INDEX` where it cannot be heard."""
     return np.array([[_class_of(name, clip) for name in SKILLS] for clip in clips], np.int64)
 
 
-def step_labels(clips: Sequence[Clip], steps: int) -> Labels:
+def pitch_labels(clips: Sequence[Clip], steps: int) -> Labels:
     """The pitch that sounds longest in every step of eight codec frames (160 ms), [N, steps]."""
     return np.stack([_pitches(clip.notes, steps) for clip in clips])
 
@@ -36,7 +36,7 @@ def onset_labels(clips: Sequence[Clip], steps: int) -> Labels:
 
 def _class_of(name: str, clip: Clip) -> int:
     value = SKILLS[name].value(clip)
-    return UNKNOWN if value is None else SKILLS[name].answers.index(value)
+    return IGNORE_INDEX if value is None else SKILLS[name].answers.index(value)
 
 
 def _onsets(notes: Sequence[Note], steps: int) -> Labels:

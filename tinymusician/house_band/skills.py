@@ -74,7 +74,7 @@ def tempo(clip: Clip) -> str | None:
 
 def key(clip: Clip) -> str | None:
     """The key, where the notes of the clip fit no other key better."""
-    return clip.facts.key if best_key(clip.notes) == clip.facts.key else None
+    return clip.facts.key if estimate_key(clip.notes) == clip.facts.key else None
 
 
 def mode(clip: Clip) -> str | None:
@@ -184,7 +184,7 @@ SKILLS: Mapping[str, Skill] = {
 """The attributes by name."""
 
 
-def best_key(notes: Sequence[Note]) -> str:
+def estimate_key(notes: Sequence[Note]) -> str:
     """The key whose profile correlates best with the durations of the pitch classes (Krumhansl, 1990, chapter 4)."""
     weights = np.zeros(12)
     for note in notes:

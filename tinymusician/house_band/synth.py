@@ -62,13 +62,13 @@ def notes_on_grid(tune: Tune, facts: ClipAttributes, shift: int, frames: int) ->
     A note ends one frame before its written end, and lasts at least two; pitches outside the instrument's range move by
     octaves.
     """
-    quarter_seconds = TEMPI[facts.tempo]
+    frames_per_quarter = TEMPI[facts.tempo]
     octave = 12 if facts.instrument == "flute" else 0
     notes = []
     for onset, length, pitch in tune.notes:
-        on = round((onset - facts.start) * quarter_seconds)
+        on = round((onset - facts.start) * frames_per_quarter)
         if 0 <= on < frames:
-            off = max(on + 2, round((onset - facts.start + length) * quarter_seconds) - 1)
+            off = max(on + 2, round((onset - facts.start + length) * frames_per_quarter) - 1)
             notes.append(Note(on, off, _within_range(pitch + shift + octave)))
     return notes
 

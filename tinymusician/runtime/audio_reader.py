@@ -118,7 +118,7 @@ def read_clip(path: Path, rate: int | None, start: float = 0.0, seconds: float |
     return LoadedClip(wave, rate or source.rate, length / source.rate, changed, missing)
 
 
-def optional_decoder() -> str | None:
+def pyav_version() -> str | None:
     """The version of PyAV, on which depends which files can be read; None without it."""
     return metadata.version("av") if find_spec("av") else None
 
@@ -154,7 +154,7 @@ def resampled(wave: Wave, source_rate: int, rate: int) -> Wave:
     return np.asarray(soxr.resample(wave, source_rate, rate, quality="VHQ"), np.float32)
 
 
-def count_changes(clips: Iterable[LoadedClip]) -> str:
+def describe_conversions(clips: Iterable[LoadedClip]) -> str:
     """The conversions of several clips with their numbers, such as `2 channels averaged: 30`; empty for none."""
     counts = Counter(change for clip in clips for change in clip.changed)
     return ", ".join(f"{change}: {count}" for change, count in sorted(counts.items()))

@@ -30,14 +30,14 @@ class LanguageModel:
         self._session, self._shape = session, shape
         self._outputs = [value.name for value in session.get_outputs()]
 
-    def read_audio(self, embeddings_BTW: Floats) -> LMState:
+    def prefill_audio(self, embeddings_BTW: Floats) -> LMState:
         """Read clips and the separator after them."""
         batch, shape = len(embeddings_BTW), self._shape
         empty = np.zeros((batch, shape.key_value_heads, 0, shape.head_width), np.float32)
         cache = {f"past_{kind}.{layer}": empty for layer in range(shape.layers) for kind in ("key", "value")}
         return self._run(embeddings_BTW, np.full((batch, 1), shape.end, np.int64), cache)
 
-    def read_text(self, state: LMState, ids: Sequence[int]) -> LMState:
+    def prefill_text(self, state: LMState, ids: Sequence[int]) -> LMState:
         """Read the same tokens after every row of a state."""
         return self._extend(state, np.tile(np.array(ids, np.int64), (len(state.logits), 1)))
 
@@ -57,7 +57,7 @@ class LanguageModel:
                 logits = each.logits
         return totals
 
-    def write(self, state: LMState, limit: int) -> list[int]:
+    def generate(self, state: LMState, limit: int) -> list[int]:
         """The most probable tokens after the first row of a state, up to the end token."""
         tokens: list[int] = []
         state = LMState({name: value[:1] for name, value in state.cache.items()}, state.logits[:1])

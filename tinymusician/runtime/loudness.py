@@ -15,7 +15,7 @@ PEAK = 10 ** (-1 / 20)
 """-1 dB of full scale: the peak of audio that would clip otherwise."""
 
 
-def limit_peak(samples: Samples) -> tuple[Samples, float | None]:
+def normalize_peak(samples: Samples) -> tuple[Samples, float | None]:
     """The samples, scaled to a peak of -1 dB of full scale if they exceed full scale, and their peak in dB if so."""
     peak = float(np.abs(samples).max(initial=0))
     if peak <= 1:

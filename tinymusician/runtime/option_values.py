@@ -9,7 +9,7 @@ from collections.abc import Sequence
 from typing import NamedTuple
 
 from tinymusician.runtime.audio_lm_bundle import AttributeQuestion
-from tinymusician.runtime.prompts import plain_text
+from tinymusician.runtime.prompts import normalize_text
 from tinymusician.runtime.value_names import with_accidentals
 
 
@@ -46,5 +46,5 @@ def _values(option: str, attribute: AttributeQuestion) -> tuple[str, ...]:
     """The attribute's values that an option covers; none if it is another word."""
     singles = {**{value: value for value in attribute.options}, **attribute.synonyms}
     names = {**{name: (value,) for name, value in singles.items()}, **attribute.other_names}
-    plain = plain_text(with_accidentals(option))
-    return next((values for name, values in names.items() if plain_text(name) == plain), ())
+    plain = normalize_text(with_accidentals(option))
+    return next((values for name, values in names.items() if normalize_text(name) == plain), ())

@@ -27,12 +27,12 @@ from tinymusician.runtime.open_session import SessionFactory
 from tinymusician.runtime.option_values import option_values
 from tinymusician.runtime.prompts import (
     CANNOT_TELL,
-    LONGEST_ANSWER,
     MAX_LETTERS,
+    MAX_NEW_TOKENS,
     MAX_SECONDS,
     MIN_SECONDS,
-    plain_text,
-    prompt_of,
+    build_prompt,
+    normalize_text,
 )
 from tinymusician.runtime.text import read_tokenizer
 from tinymusician.runtime.yes_no import YesNoQuestion, yes_no_question
@@ -124,7 +124,7 @@ class QuestionAnswerer:
         states = []
         for batch in _batches(windows):
             check()
-            states.append(self.lm.read_audio(self.embed(np.stack([wave[start:end] for start, end in batch]))))
+            states.append(self.lm.prefill_audio(self.embed(np.stack([wave[start:end] for start, end in batch]))))
         return AudioState(AudioInfo(seconds, len(windows)), states, check)
 
     def embed(self, waves_BN: Samples) -> Floats:
@@ -140,7 +140,7 @@ class QuestionAnswerer:
     def without_audio(self) -> AudioState:
         """The state of a model that gets no audio at all, for a baseline by text alone."""
         nothing = np.zeros((1, 0, self.shape.width), np.float32)
-        return AudioState(AudioInfo(0.0, 0), [self.lm.read_audio(nothing)], lambda: None)
+        return AudioState(AudioInfo(0.0, 0), [self.lm.prefill_audio(nothing)], lambda: None)
 
     def ask(self, audio: AudioState, question: str, options: Sequence[str] = ()) -> Answer:
         """Answer a question; with options, the answer is one of them.
@@ -156,18 +156,19 @@ class QuestionAnswerer:
         check_question(question, options)
         self._check_tokens(question, options)
         questions = self.manifest.questions
-        if {plain_text(option) for option in options} == {"yes", "no"}:
+        if {normalize_text(option) for option in options} == {"yes", "no"}:
             answer = self.ask(audio, question)
             if {option.text for option in answer.options} == {"yes", "no"}:
                 return _in_order(answer, options)
         if options:
             return self._choose_among(audio, question, options)
         if listed := next(
-            (one for one in questions if plain_text(one.text).rstrip("?") == plain_text(question).rstrip("?")), None
+            (one for one in questions if normalize_text(one.text).rstrip("?") == normalize_text(question).rstrip("?")),
+            None,
         ):
             self._check_windows(audio, listed)
             return self.choose(audio, question, listed.options)
-        written = self.write(audio, question)
+        written = self.generate(audio, question)
         if about := yes_no_question(question, written.answer, questions):
             self._check_windows(audio, about.attribute)
             return self._yes_or_no(audio, question, about)
@@ -242,7 +243,7 @@ class QuestionAnswerer:
         is_listed = len(options) <= MAX_LETTERS
         for by in range(len(options) if is_listed else 1):
             rotated = options[by:] + options[:by]
-            prompt = self.tokenizer.encode(prompt_of(question, rotated if is_listed else ())).ids
+            prompt = self.tokenizer.encode(build_prompt(question, rotated if is_listed else ())).ids
             texts = scored_tokens(self.tokenizer, rotated, self.shape.end)
             windows = [option_probabilities(each) for each in self._text_likelihoods(audio, prompt, texts)]
             logs.append([np.roll(np.log(np.maximum(one.options, _SMALLEST)), by) for one in windows])
@@ -264,13 +265,13 @@ class QuestionAnswerer:
         answer = self.choose(audio, question.text, question.options)
         return Answer(**{**vars(answer), "attribute": question.attribute})
 
-    def write(self, audio: AudioState, question: str, options: Sequence[str] = ()) -> Answer:
+    def generate(self, audio: AudioState, question: str, options: Sequence[str] = ()) -> Answer:
         """Free text: of the windows' most probable texts, the one that is most probable in all windows."""
-        prompt = self.tokenizer.encode(prompt_of(question, options)).ids
+        prompt = self.tokenizer.encode(build_prompt(question, options)).ids
         written = []
         for state in audio.states:
             audio.check()
-            written += [self.lm.write(row, LONGEST_ANSWER) for row in _rows(self.lm.read_text(state, prompt))]
+            written += [self.lm.generate(row, MAX_NEW_TOKENS) for row in _rows(self.lm.prefill_text(state, prompt))]
         texts = [text for text, _ in Counter(map(tuple, written)).most_common(_MAX_TEXTS)]
         refusal = self.tokenizer.encode(f" {CANNOT_TELL}").ids
         logs = self._text_likelihoods(audio, prompt, [[*text, self.shape.end] for text in (*texts, refusal)])
@@ -288,7 +289,7 @@ class QuestionAnswerer:
         logs = []
         for state in audio.states:
             audio.check()
-            logs.append(self.lm.log_likelihoods(self.lm.read_text(state, prompt), texts))
+            logs.append(self.lm.log_likelihoods(self.lm.prefill_text(state, prompt), texts))
         return np.concatenate(logs)
 
 
@@ -308,7 +309,7 @@ def check_question(question: str, options: Sequence[str]) -> None:
     Raises:
         RequestError: the question is empty or too long, or the options are not several different texts.
     """
-    if not plain_text(question):
+    if not normalize_text(question):
         raise RequestError("question: is empty", "question")
     if any(unicodedata.category(character) == "Cc" for text in (question, *options) for character in text):
         raise RequestError("question and options: have control characters; one line of text each is needed", "question")
@@ -318,7 +319,7 @@ def check_question(question: str, options: Sequence[str]) -> None:
         )
     if len(options) == 1 or len(options) > MAX_OPTIONS:
         raise RequestError(f"options: {len(options)}; 2 to {MAX_OPTIONS} are allowed, or none", "options")
-    folded = [plain_text(option) for option in options]
+    folded = [normalize_text(option) for option in options]
     if "" in folded:
         raise RequestError("options: one is empty", "options")
     if long := next((option for option in options if len(option) > MAX_OPTION_CHARACTERS), None):
@@ -359,7 +360,7 @@ def _combined(question: str, options: tuple[str, ...], logs_WO: Floats, cannot_t
 
 def _in_order(answer: Answer, options: Sequence[str]) -> Answer:
     """An answer of yes or no with a user's spelling and order of the two."""
-    texts = {plain_text(option): option for option in options}
+    texts = {normalize_text(option): option for option in options}
     given = {texts[option.text]: option.probability for option in answer.options}
     chosen = texts.get(answer.answer, answer.answer)
     return replace(answer, answer=chosen, options=tuple(Option(option, given[option]) for option in options))

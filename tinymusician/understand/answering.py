@@ -25,7 +25,7 @@ from tinymusician.runtime.answers import (
 )
 from tinymusician.runtime.audio_lm_bundle import AttributeQuestion
 from tinymusician.runtime.finer_attributes import finer_question
-from tinymusician.runtime.prompts import LONGEST_ANSWER
+from tinymusician.runtime.prompts import MAX_NEW_TOKENS
 from tinymusician.understand.questions import Question
 
 _POSITIONS_AT_ONCE = 16_384
@@ -133,7 +133,7 @@ class TorchAnswerer:
         state = self._read(features, prompts)
         tokens = state.logits.argmax(-1)[:, None]
         is_ended = tokens[:, -1] == self._end
-        while tokens.shape[1] < LONGEST_ANSWER and not is_ended.all():
+        while tokens.shape[1] < MAX_NEW_TOKENS and not is_ended.all():
             token = self._model.read_on(state.cache, tokens[:, -1:])[:, -1].argmax(-1)
             tokens = torch.cat([tokens, token[:, None]], 1)
             is_ended |= token == self._end
@@ -161,7 +161,7 @@ def _batches(sizes: Sequence[tuple[int, int]], audio: int) -> Iterator[list[int]
     for row, size in enumerate(sizes):
         alike.setdefault(size, []).append(row)
     for (length, texts), rows in alike.items():
-        count = max(1, _POSITIONS_AT_ONCE // (texts * (audio + 1 + length + LONGEST_ANSWER)))
+        count = max(1, _POSITIONS_AT_ONCE // (texts * (audio + 1 + length + MAX_NEW_TOKENS)))
         yield from (rows[start : start + count] for start in range(0, len(rows), count))
 
 

@@ -15,7 +15,7 @@ ProgressCallback = Callable[[int, int], None]
 _ROWS_AT_ONCE = 50
 
 
-def computed_once(
+def load_or_compute(
     path: Path,
     shape: tuple[int, ...],
     compute: Callable[[slice], npt.NDArray[np.floating]],

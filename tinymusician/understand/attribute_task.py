@@ -23,7 +23,7 @@ from tinymusician.training.task import Model, to_device
 from tinymusician.understand.spectra import Spectra
 
 Labels = npt.NDArray[np.int64]
-UNKNOWN = -100
+IGNORE_INDEX = -100
 """The label of an attribute that a clip does not have; it adds nothing to the loss."""
 
 
@@ -60,19 +60,19 @@ class AttributeLogits(NamedTuple):
 class AttributeModule(nn.Module):
     """An encoder with linear heads."""
 
-    def __init__(self, encoder: AudioEncoder, classes: Mapping[str, int], step_classes: int, frames: int) -> None:
+    def __init__(self, encoder: AudioEncoder, classes: Mapping[str, int], num_pitch_classes: int, frames: int) -> None:
         super().__init__()
         width = encoder.shape.output_width
         self.encoder = encoder
         self.heads = nn.ModuleDict({name: nn.Linear(width, count) for name, count in classes.items()})
-        self.step_head = nn.Linear(width, step_classes)
+        self.pitch_head = nn.Linear(width, num_pitch_classes)
         self.onset_head = nn.Linear(width, frames)
 
     def forward(self, spectra_BCFT: Tensor) -> AttributeLogits:
         vectors = self.encoder.encode(spectra_BCFT)
         mean = vectors.mean(1)
         attributes = {name: head(mean) for name, head in self.heads.items()}
-        return AttributeLogits(attributes, self.step_head(vectors), self.onset_head(vectors))
+        return AttributeLogits(attributes, self.pitch_head(vectors), self.onset_head(vectors))
 
 
 class AttributeTask:
@@ -88,13 +88,13 @@ class AttributeTask:
         self,
         encoder: AudioEncoder,
         classes: Mapping[str, int],
-        step_classes: int,
+        num_pitch_classes: int,
         train: LabelledSpectra,
         held_out: LabelledSpectra,
         batch_size: int,
         seed: int,
     ) -> None:
-        self.module = AttributeModule(encoder, classes, step_classes, train.onsets.shape[-1])
+        self.module = AttributeModule(encoder, classes, num_pitch_classes, train.onsets.shape[-1])
         self.names = tuple(classes)
         self.train, self.held_out = train, held_out
         self.batch_size, self.seed = batch_size, seed
@@ -137,18 +137,20 @@ class AttributeTask:
         truth = to_device(self._read(self.held_out, np.arange(count)), device)
         figures = {"loss": self._total(self._losses(whole, truth)).item()}
         for index, name in enumerate(self.names):
-            if (truth.labels[:, index] != UNKNOWN).any():
+            if (truth.labels[:, index] != IGNORE_INDEX).any():
                 figures[name] = _balanced_accuracy(attributes[name], truth.labels[:, index])
         figures["onsets"] = _f1(onsets > 0, truth.onsets > 0)
         return {**figures, "steps": _accuracy(steps.flatten(0, 1), truth.steps.flatten())}
 
     def _losses(self, logits: AttributeLogits, batch: AttributeBatch) -> dict[str, Tensor]:
         losses = {
-            name: F.cross_entropy(values.float(), labels, self._weights[name].to(labels.device), ignore_index=UNKNOWN)
+            name: F.cross_entropy(
+                values.float(), labels, self._weights[name].to(labels.device), ignore_index=IGNORE_INDEX
+            )
             for name, values, labels in zip(self.names, logits.attributes.values(), batch.labels.unbind(1), strict=True)
-            if (labels != UNKNOWN).any()
+            if (labels != IGNORE_INDEX).any()
         }
-        steps = F.cross_entropy(logits.steps.flatten(0, 1).float(), batch.steps.flatten(), ignore_index=UNKNOWN)
+        steps = F.cross_entropy(logits.steps.flatten(0, 1).float(), batch.steps.flatten(), ignore_index=IGNORE_INDEX)
         onsets = F.binary_cross_entropy_with_logits(logits.onsets.float(), batch.onsets.float())
         return {**losses, "steps": steps, "onsets": onsets}
 
@@ -172,7 +174,7 @@ class AttributeTask:
 
 def class_weights(labels: Labels, classes: int) -> Tensor:
     """The weight of each class, [classes], with which all have the same share of the labels; 1 for one without any."""
-    counts = np.bincount(labels[labels != UNKNOWN], minlength=classes)
+    counts = np.bincount(labels[labels != IGNORE_INDEX], minlength=classes)
     share = np.divide(counts.sum(), np.count_nonzero(counts) * counts, out=np.ones(classes), where=counts > 0)
     return torch.from_numpy(share.astype(np.float32))
 
@@ -184,12 +186,12 @@ def _f1(chosen: Tensor, truth: Tensor) -> float:
 
 
 def _accuracy(logits: Tensor, labels: Tensor) -> float:
-    is_labelled = labels != UNKNOWN
+    is_labelled = labels != IGNORE_INDEX
     return (logits[is_labelled].argmax(-1) == labels[is_labelled]).float().mean().item()
 
 
 def _balanced_accuracy(logits: Tensor, labels: Tensor) -> float:
     """The mean over the classes of the share of its clips that are given it."""
-    classes = torch.bincount(labels[labels != UNKNOWN]).nonzero()[:, 0]
+    classes = torch.bincount(labels[labels != IGNORE_INDEX]).nonzero()[:, 0]
     chosen = logits.argmax(-1)
     return torch.stack([(chosen[labels == each] == each).float().mean() for each in classes]).mean().item()

@@ -155,7 +155,7 @@ def majority_choices(questions: Sequence[Question], training: Sequence[Question]
     ]
 
 
-def shuffled_options(questions: Sequence[Question], seed: int) -> list[Question]:
+def shuffle_options(questions: Sequence[Question], seed: int) -> list[Question]:
     """The questions, each with its options in an order of its own.
 
     In a group, all questions share one order, so a control without audio is right exactly once, whatever it
@@ -168,7 +168,7 @@ def shuffled_options(questions: Sequence[Question], seed: int) -> list[Question]
     ]
 
 
-def other_tunes(questions: Sequence[Question], seed: int) -> list[int]:
+def mismatched_clips(questions: Sequence[Question], seed: int) -> list[int]:
     """For each question, the clip of a random other question, about another tune.
 
     Raises:

@@ -10,7 +10,7 @@ import numpy as np
 from tinymusician.runtime.answers import Floats, OptionProbabilities, option_probabilities, scored_tokens
 from tinymusician.runtime.audio_lm_bundle import AttributeQuestion
 from tinymusician.runtime.language_model import LMState
-from tinymusician.runtime.prompts import LONGEST_ANSWER
+from tinymusician.runtime.prompts import MAX_NEW_TOKENS
 from tinymusician.runtime.question_answerer import QuestionAnswerer
 from tinymusician.understand.questions import Question
 
@@ -38,7 +38,7 @@ class BundleAnswerer:
         assert features is not None, "a bundle has audio"
         source, results = self._source, []
         for clip, question in zip(features, questions, strict=True):
-            state = source.lm.read_text(self._state(clip), source.tokenizer.encode(question.prompt).ids)
+            state = source.lm.prefill_text(self._state(clip), source.tokenizer.encode(question.prompt).ids)
             tokens = scored_tokens(source.tokenizer, question.options, source.shape.end)
             results.append(option_probabilities(source.lm.log_likelihoods(state, tokens)[0]))
         return results
@@ -47,8 +47,8 @@ class BundleAnswerer:
         assert features is not None, "a bundle has audio"
         source, texts = self._source, []
         for clip, prompt in zip(features, prompts, strict=True):
-            state = source.lm.read_text(self._state(clip), source.tokenizer.encode(prompt).ids)
-            tokens = source.lm.write(state, LONGEST_ANSWER)
+            state = source.lm.prefill_text(self._state(clip), source.tokenizer.encode(prompt).ids)
+            tokens = source.lm.generate(state, MAX_NEW_TOKENS)
             texts.append(source.tokenizer.decode(tokens, skip_special_tokens=False).strip())
         return texts
 
@@ -56,5 +56,5 @@ class BundleAnswerer:
         """The state after a clip; that of the last clip is remembered."""
         content = clip_TW.tobytes()
         if self._read is None or self._read[0] != content:
-            self._read = content, self._source.lm.read_audio(clip_TW[None])
+            self._read = content, self._source.lm.prefill_audio(clip_TW[None])
         return self._read[1]

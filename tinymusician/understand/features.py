@@ -12,7 +12,7 @@ from tinymusician.models.audio_encoder import PATCH, AudioEncoder
 from tinymusician.models.prune_layers import weights_digest
 from tinymusician.models.spectral_front_end import RATE
 from tinymusician.understand.answer_task import Features
-from tinymusician.understand.array_file import ProgressCallback, computed_once
+from tinymusician.understand.array_file import ProgressCallback, load_or_compute
 from tinymusician.understand.spectra import Spectra
 
 _CLIPS_AT_ONCE = 50
@@ -39,7 +39,7 @@ def load_features(
         return np.asarray(encoder.encode(batch).cpu().numpy())
 
     path = folder / f"features-{source}-{weights_digest(encoder)[:16]}.npy"
-    return computed_once(path, (len(spectra), columns, encoder.shape.output_width), compute, on_progress)
+    return load_or_compute(path, (len(spectra), columns, encoder.shape.output_width), compute, on_progress)
 
 
 def no_music_features(encoder: AudioEncoder, samples: int, seed: int) -> Features:

@@ -16,14 +16,14 @@ _PARTS = ("lora_A", "lora_B")
 """peft's names of the two factors beside a layer."""
 
 
-class LoraSettings(NamedTuple):
+class AdapterConfig(NamedTuple):
     """The rank of the products, and alpha: a product counts alpha / rank."""
 
     rank: int
     alpha: float
 
 
-def add_adapters(model: AudioLM, settings: LoraSettings) -> None:
+def add_adapters(model: AudioLM, settings: AdapterConfig) -> None:
     """Give the language model adapters that begin at zero, in place; its other weights are frozen."""
     from peft import LoraConfig, inject_adapter_in_model
 

@@ -31,7 +31,7 @@ class MaskedPredictionConfig:
     classes: int = 2048
     class_hidden: int = 2048
     class_bottleneck: int = 256
-    class_weight: float = 0.5
+    class_loss_weight: float = 0.5
     student_temperature: float = 0.1
     teacher_temperature: tuple[float, float] = (0.04, 0.07)
     teacher_warmup_steps: int = 20_000

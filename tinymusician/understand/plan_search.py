@@ -40,7 +40,7 @@ class PlanScore:
 
 
 @dataclass(frozen=True)
-class PlanSearch:
+class PlanSearchResult:
     """The chosen plan with its score, that of float32, and what each group alone costs in each precision."""
 
     plan: PrecisionPlan
@@ -94,12 +94,12 @@ class PlanScorer:
         return {group: size for group, size in sizes.items() if group != FRONT_END}
 
 
-def uniform_plan(scorer: PlanScorer, base: PrecisionPlan, precision: Precision) -> PlanSearch:
+def score_uniform_plan(scorer: PlanScorer, base: PrecisionPlan, precision: Precision) -> PlanSearchResult:
     """One precision for all weights, with its score and float32's."""
     float32 = scorer.score(base.model_copy(update={"default": "float32", "groups": {}}))
     groups = dict.fromkeys(scorer.group_sizes(), precision)
     plan = base.model_copy(update={"default": "float32", "groups": groups})
-    return PlanSearch(plan, scorer.score(plan), float32, {})
+    return PlanSearchResult(plan, scorer.score(plan), float32, {})
 
 
 def search_plan(
@@ -107,7 +107,7 @@ def search_plan(
     base: PrecisionPlan,
     budget: float,
     on_progress: Callable[[int, int], None] = lambda done, total: None,
-) -> PlanSearch:
+) -> PlanSearchResult:
     """The smallest plan whose accuracy is at most `budget` below float32's; `base` gives block size and method.
 
     Raises:
@@ -132,4 +132,4 @@ def search_plan(
 
     best = choose(table, budget, lost)
     plan = base.model_copy(update={"default": "float32", "groups": best.groups})
-    return PlanSearch(plan, scores[tuple(best.groups.items())], float32, table)
+    return PlanSearchResult(plan, scores[tuple(best.groups.items())], float32, table)

@@ -86,7 +86,7 @@ class MaskedPredictionTask:
         return {name: value.item() for name, value in figures.items()}
 
     def _total(self, losses: dict[str, Tensor]) -> Tensor:
-        weight = self.config.class_weight
+        weight = self.config.class_loss_weight
         return (1 - weight) * losses["prediction"] + weight * losses["classification"]
 
     def _losses(self, prediction: Prediction, step: int) -> tuple[dict[str, Tensor], Tensor]:

@@ -14,7 +14,7 @@ from pydantic import Field, ValidationError, model_validator
 
 from tinymusician.config_model import Document
 from tinymusician.errors import DataError
-from tinymusician.runtime.prompts import LEAD_IN, LETTERS, MAX_LETTERS, option_text, prompt_of
+from tinymusician.runtime.prompts import ANSWER_PREFIX, LETTERS, MAX_LETTERS, build_prompt, option_text
 
 Format = Literal["choice", "yes_no", "open", "caption"]
 
@@ -47,7 +47,7 @@ class Question(Document):
     @property
     def prompt(self) -> str:
         """What the model reads before it answers; more options than there are letters are not listed."""
-        return prompt_of(self.text, self.options if len(self.options) <= MAX_LETTERS else ())
+        return build_prompt(self.text, self.options if len(self.options) <= MAX_LETTERS else ())
 
     @property
     def stated_prompt(self) -> str:
@@ -74,7 +74,7 @@ def official_choice(output: str, options: Sequence[str]) -> int | None:
     After the lead-in, exactly one distinct capital from A to D counts, wherever it stands; otherwise the first option
     whose text occurs. A capital "A" at the start of a sentence is therefore read as option (A).
     """
-    output = output.split(LEAD_IN)[-1].strip()
+    output = output.split(ANSWER_PREFIX)[-1].strip()
     letters = {"A", "B", "C", "D"}.intersection(output)
     if len(letters) == 1:
         return LETTERS.index(letters.pop())

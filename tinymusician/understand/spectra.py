@@ -11,7 +11,7 @@ import numpy.typing as npt
 import torch
 
 from tinymusician.models.spectral_front_end import BANDS, HOP, WINDOW, FrontEndConfig, Scale, SpectralFrontEnd
-from tinymusician.understand.array_file import ProgressCallback, computed_once
+from tinymusician.understand.array_file import ProgressCallback, load_or_compute
 
 Spectra = npt.NDArray[np.float16]
 Waves = Callable[[slice], npt.NDArray[np.float32]]
@@ -39,7 +39,7 @@ def load_spectra(
     def compute(rows: slice) -> npt.NDArray[np.float32]:
         return np.asarray(front_end(torch.from_numpy(waves(rows))).numpy())
 
-    return computed_once(folder / f"spectra-{digest}.npy", shape, compute, on_progress)
+    return load_or_compute(folder / f"spectra-{digest}.npy", shape, compute, on_progress)
 
 
 def measure_scales(waves_BN: npt.NDArray[np.float32]) -> FrontEndConfig:

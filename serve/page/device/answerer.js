@@ -1,8 +1,8 @@
 // Answers questions about audio in JavaScript. It follows tinymusician/runtime/question_answerer.py step by step: windows, rotations
 // of the options, "cannot tell", so its probabilities are the engine's.
 
-const LETTERS = 'ABCDEFGH', LEAD_IN = 'The correct answer is:', CANNOT_TELL = 'cannot tell';
-const LONGEST_ANSWER = 32, MAX_TEXTS = 8, SMALLEST_WEIGHT = 1e-6, SMALLEST = 1e-30;
+const LETTERS = 'ABCDEFGH', ANSWER_PREFIX = 'The correct answer is:', CANNOT_TELL = 'cannot tell';
+const MAX_NEW_TOKENS = 32, MAX_TEXTS = 8, SMALLEST_WEIGHT = 1e-6, SMALLEST = 1e-30;
 
 export class Answerer {
   // `ort` is onnxruntime-web, `Tokenizer` that of @huggingface/tokenizers, `files` the bundle's bytes by role.
@@ -40,7 +40,7 @@ export class Answerer {
   // It follows `ask` of question_answerer.py.
   async ask(states, question, options) {
     checkQuestion(question, options);
-    const plain = (text) => plainText(text).replace(/\?+$/, ''), { questions } = this.manifest;
+    const plain = (text) => normalizeText(text).replace(/\?+$/, ''), { questions } = this.manifest;
     if (isYesNo(options)) {
       const answer = await this.ask(states, question, []);
       if (isYesNo(answer.options.map(({ text }) => text))) return inOrder(answer, options);
@@ -88,7 +88,7 @@ export class Answerer {
     const sums = states.map(() => new Float64Array(options.length)), unable = states.map(() => 0);
     for (let by = 0; by < rotations; by++) {
       const rotated = [...options.slice(by), ...options.slice(0, by)];
-      const prompt = this.#encode(promptOf(question, listed ? rotated : []));
+      const prompt = this.#encode(buildPrompt(question, listed ? rotated : []));
       const texts = [...rotated, CANNOT_TELL].map((text) => [...this.#encode(` ${text}`), this.shape.end]);
       for (const [index, state] of states.entries()) {
         const logs = await this.#likelihoods(await this.#extend(state, prompt), texts);
@@ -104,7 +104,7 @@ export class Answerer {
 
   // Free text: of the windows' most probable texts, the one that is most probable in all windows.
   async write(states, question) {
-    const prompt = this.#encode(promptOf(question, [])), counts = new Map(), after = [];
+    const prompt = this.#encode(buildPrompt(question, [])), counts = new Map(), after = [];
     for (const state of states) {
       after.push(await this.#extend(state, prompt));
       const text = (await this.#greedy(after.at(-1))).join(' ');
@@ -124,7 +124,7 @@ export class Answerer {
 
   async #greedy(state) {
     const tokens = [];
-    for (let token; tokens.length < LONGEST_ANSWER && (token = state.logits.indexOf(Math.max(...state.logits))) !== this.shape.end;) {
+    for (let token; tokens.length < MAX_NEW_TOKENS && (token = state.logits.indexOf(Math.max(...state.logits))) !== this.shape.end;) {
       tokens.push(token);
       state = await this.#extend(state, [token]);
     }
@@ -178,11 +178,11 @@ function answerOf(question, options, shares, cannot_tell) {
   return { question, answer, probability, cannot_tell, options: options.map((text, index) => ({ text, probability: shares[index] })) };
 }
 
-function isYesNo(options) { return options.map(plainText).sort().join(' ') === 'no yes'; }
+function isYesNo(options) { return options.map(normalizeText).sort().join(' ') === 'no yes'; }
 
 // An answer of yes or no with a user's spelling and order of the two.
 function inOrder(answer, options) {
-  const shares = options.map((option) => answer.options.find(({ text }) => text === plainText(option)).probability);
+  const shares = options.map((option) => answer.options.find(({ text }) => text === normalizeText(option)).probability);
   return answerOf(answer.question, options, shares, answer.cannot_tell);
 }
 
@@ -208,12 +208,12 @@ export function optionValues(options, attributes) {
 
 function valuesOf(option, { options, synonyms = {}, other_names = {} }) {
   const singles = [...options.map((value) => [value, [value]]), ...Object.entries(synonyms).map(([name, value]) => [name, [value]])];
-  const plain = plainText(withAccidentals(option));
-  return [...singles, ...Object.entries(other_names)].find(([name]) => plainText(name) === plain)?.[1] ?? [];
+  const plain = normalizeText(withAccidentals(option));
+  return [...singles, ...Object.entries(other_names)].find(([name]) => normalizeText(name) === plain)?.[1] ?? [];
 }
 
 // A text without what cannot be seen: equal for texts that look alike, whatever their case and spaces.
-function plainText(text) { return text.normalize('NFKC').replace(/\p{Cf}/gu, '').toLowerCase().trim().replace(/\s+/g, ' '); }
+function normalizeText(text) { return text.normalize('NFKC').replace(/\p{Cf}/gu, '').toLowerCase().trim().replace(/\s+/g, ' '); }
 
 // A text with the signs of accidentals after the names of notes: F# for F sharp.
 function withAccidentals(text) {
@@ -276,7 +276,7 @@ function patterns(name) {
 
 // The limits of `check_question` in question_answerer.py.
 function checkQuestion(question, options) {
-  const folded = options.map(plainText);
+  const folded = options.map(normalizeText);
   if (!question.trim()) throw new Error('The question is empty.');
   if (question.length > 300) throw new Error(`The question has ${question.length} characters; at most 300 are allowed.`);
   if (options.length === 1 || options.length > 50) throw new Error(`${options.length} possible answers; 2 to 50 are allowed, or none.`);
@@ -284,9 +284,9 @@ function checkQuestion(question, options) {
   if (new Set(folded).size < folded.length) throw new Error('A possible answer is there twice.');
 }
 
-function promptOf(text, options) {
+function buildPrompt(text, options) {
   if (!options.length) return `Question: ${text}\n Answer:`;
-  return `Question: ${text}\n Options: ${options.map((option, index) => `(${LETTERS[index]}) ${option}`).join(' ')} \n ${LEAD_IN}`;
+  return `Question: ${text}\n Options: ${options.map((option, index) => `(${LETTERS[index]}) ${option}`).join(' ')} \n ${ANSWER_PREFIX}`;
 }
 
 // Windows that cover all samples; the last one ends with the audio.
