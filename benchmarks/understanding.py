@@ -42,7 +42,7 @@ from tinymusician.understand.answering import FinerAnswerer
 from tinymusician.understand.band_limited_clips import band_limited
 from tinymusician.understand.benchmark import SystemScore, score_probabilities
 from tinymusician.understand.bundle_answerer import BundleAnswerer
-from tinymusician.understand.questions import Question
+from tinymusician.understand.questions import Question, clip_rows
 from tinymusician.user_folders import user_folder
 
 _UNANSWERABLE_CLIPS, _YES_NO_PAIRS = 20, 12
@@ -62,11 +62,11 @@ def main() -> None:
     corpus = user_folder("cache") / "corpus"
     split = load_split(corpus, load_tunes(corpus / TUNES), "test", options.clips, SEED, EVERY_KEY)
     questions, bundle = hard_questions(split.clips, options.groups, 0), BundleAnswerer(options.bundle)
-    rows = sorted({question.clip for question in questions})
+    rows = clip_rows(questions).clips
     waves = renderings(split, rows, options.soundfont)
     figures: dict[str, float] = {}
     for name, clips in waves.items():
-        score = scored(name, bundle, questions, rows, clips)
+        score = scored(name, bundle, questions, clips)
         parts = {"overall": score.overall, **score.attributes}
         for part, each in parts.items():
             interval = asdict(each.interval)
@@ -92,12 +92,9 @@ def renderings(split: RenderedSplit, rows: list[int], fonts: list[Path]) -> dict
     return waves | {f"soundfont {font.name}": rendered(split, rows, font) for font in fonts}
 
 
-def scored(
-    name: str, bundle: BundleAnswerer, questions: list[Question], rows: list[int], waves_BN: Floats
-) -> SystemScore:
-    """The score on the clips `rows`, whose audio is given."""
-    embeddings, row_of = bundle.embed(waves_BN), {clip: index for index, clip in enumerate(rows)}
-    features = embeddings[[row_of[question.clip] for question in questions]]
+def scored(name: str, bundle: BundleAnswerer, questions: list[Question], waves_BN: Floats) -> SystemScore:
+    """The score on the audio of the questions' clips."""
+    features = bundle.embed(waves_BN)[clip_rows(questions).rows]
     answerer = FinerAnswerer(bundle, bundle.attributes)
     return score_probabilities(name, questions, answerer.probabilities(features, questions))
 

@@ -47,7 +47,7 @@ _CODES: dict[int, ErrorCode] = {
     400: "malformed",
     404: "not_found",
     405: "method_not_allowed",
-    408: "too_slow",
+    408: "request_timeout",
     413: "too_large",
 }
 _QUESTIONS = "/v1/audio/questions"

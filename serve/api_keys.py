@@ -141,11 +141,6 @@ class ApiKeyAuthenticator:
         if path is not None:
             self._load(path)
 
-    @property
-    def is_open(self) -> bool:
-        """Whether no key is needed."""
-        return self._path is None
-
     def authenticate(self, authorization: str | None) -> ApiKey | None:
         """The key of an `Authorization: Bearer KEY` header; None where none is needed.
 

@@ -9,10 +9,10 @@ from typing import Any, Protocol
 import numpy as np
 import numpy.typing as npt
 
-from serve.schemas import Format
+from serve.schemas import AudioFormat
 
 Samples = npt.NDArray[np.float32]
-MEDIA_TYPES: dict[Format, str] = {"wav": "audio/wav", "flac": "audio/flac", "opus": "audio/ogg"}
+MEDIA_TYPES: dict[AudioFormat, str] = {"wav": "audio/wav", "flac": "audio/flac", "opus": "audio/ogg"}
 _OPUS_RATES = (8000, 12000, 16000, 24000, 48000)
 
 
@@ -26,7 +26,7 @@ class Encoder(Protocol):
         """Finish the file; returns the remaining bytes."""
 
 
-def open_encoder(kind: Format, rate: int, samples: int) -> Encoder:
+def open_encoder(kind: AudioFormat, rate: int, samples: int) -> Encoder:
     """An encoder for `samples` mono samples at `rate` Hz."""
     if kind == "wav":
         return WavEncoder(rate, samples)

@@ -130,7 +130,7 @@ class GenerationTask:
                 self._complete = await self._run_with_retries()
         except TimeoutError:
             self._output.put_nowait(
-                ApiError(504, "too_slow", f"not done within {self._timeout:g} seconds", retry_after=5)
+                ApiError(504, "timeout", f"not done within {self._timeout:g} seconds", retry_after=5)
             )
         except TinyMusicianError as error:
             self._output.put_nowait(request_error(error))

@@ -194,7 +194,7 @@ class Ingress:
             self._usage.save()
         self.metrics.requests_in_flight.set(self._limiter.taken)
 
-    def _admit(self, limiter: ConcurrencyLimiter, key: ApiKey | None, is_counted: bool = True) -> contextlib.ExitStack:
+    def _admit(self, limiter: ConcurrencyLimiter, key: ApiKey | None) -> contextlib.ExitStack:
         """Occupy a slot of the limiter and one of the key's, until the result is closed."""
         self._check_admits()
         with contextlib.ExitStack() as slots:
@@ -262,7 +262,7 @@ class Ingress:
             async with asyncio.timeout(timeout):
                 return await with_retries(lambda: answers.rank(prompt, waves, rate, request_id.get()))
         except TimeoutError:
-            raise _too_slow(timeout) from None
+            raise _timed_out(timeout) from None
 
     async def ask(
         self,
@@ -290,7 +290,7 @@ class Ingress:
                     content, answers = await read(), self._answers
                     return await with_retries(lambda: answers.ask(content, name, question, options, request_id.get()))
             except TimeoutError:
-                raise _too_slow(timeout) from None
+                raise _timed_out(timeout) from None
             finally:
                 elapsed = time.monotonic() - began
                 self._limiter.record_duration(elapsed)
@@ -375,8 +375,8 @@ def _invalid_best_of(reason: str) -> ApiError:
     return ApiError(422, "invalid", f"best_of: {reason}", "best_of")
 
 
-def _too_slow(timeout: float) -> ApiError:
-    return ApiError(504, "too_slow", f"not done within {timeout:g} seconds", retry_after=5)
+def _timed_out(timeout: float) -> ApiError:
+    return ApiError(504, "timeout", f"not done within {timeout:g} seconds", retry_after=5)
 
 
 def _not_ready() -> ApiError:

@@ -9,7 +9,7 @@ from pydantic import BaseModel, ConfigDict, Field
 from tinymusician.errors import RequestError
 from tinymusician.runtime.generator import GenerationRequest
 
-Format = Literal["wav", "flac", "opus"]
+AudioFormat = Literal["wav", "flac", "opus"]
 ErrorCode = Literal[
     "malformed",
     "unauthorized",
@@ -22,7 +22,8 @@ ErrorCode = Literal[
     "not_ready",
     "stopping",
     "failed",
-    "too_slow",
+    "request_timeout",
+    "timeout",
 ]
 """The reason of an error, for programs; the message is for people."""
 MAX_BEST_OF = 8
@@ -71,7 +72,7 @@ class CreateAudioRequest(BaseModel):
         description="Generate this many clips with seeds from `seed` on, and return the one that keeps best what the "
         "prompt names; it counts as that many requests. Not with `stream`.",
     )
-    format: Format = Field("wav", description="16-bit WAV, FLAC, or Opus in Ogg.")
+    format: AudioFormat = Field("wav", description="16-bit WAV, FLAC, or Opus in Ogg.")
     stream: bool = Field(False, description="Send the audio while it is generated.")
 
     def to_generation_request(self, seed: int, seconds: float, prompt: int) -> GenerationRequest:

@@ -19,6 +19,7 @@ from tinymusician.understand.answering import FinerAnswerer
 from tinymusician.understand.benchmark import SystemScore, score_probabilities, score_rotations
 from tinymusician.understand.bundle_answerer import BundleAnswerer
 from tinymusician.understand.plan_search import PlanScorer, PlanSearchResult, score_uniform_plan, search_plan
+from tinymusician.understand.questions import clip_rows
 
 _PARITY_CLIPS = 128
 
@@ -66,10 +67,8 @@ def _score(context: WorkerContext, data: UnderstandData, folder: Path) -> System
     questions, clips = data.questions("test"), data.split("test")
     bundle = BundleAnswerer(folder, context.threads)
     answerer = FinerAnswerer(bundle, bundle.attributes)
-    rows = sorted({question.clip for question in questions})
-    embeddings = bundle.embed(clips.audio(np.array(rows)))
-    row_of = {clip: index for index, clip in enumerate(rows)}
-    features = embeddings[[row_of[question.clip] for question in questions]]
+    clip_ids, rows = clip_rows(questions)
+    features = bundle.embed(clips.audio(np.array(clip_ids)))[rows]
     first = answerer.probabilities(features, questions)
     circular = score_rotations(questions, answerer, features, first)
     return score_probabilities("bundle", questions, first).model_copy(update={"circular": circular})

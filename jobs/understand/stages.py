@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import replace
-from typing import TYPE_CHECKING, Literal, NamedTuple
+from typing import TYPE_CHECKING, Literal
 
 import torch
 
@@ -40,18 +40,10 @@ if TYPE_CHECKING:
 _TRAINING_SPLITS: tuple[Split, Split] = ("train", "validation")
 
 
-class StageName(NamedTuple):
-    """A stage's name, and the held-out metric that picks its best checkpoint."""
-
-    name: str
-    monitor: str
-
-
-ENCODER = StageName("encoder", "loss")
-ATTRIBUTES = StageName("attributes", "loss")
-LANGUAGE = StageName("language", "loss")
-ANSWERS = StageName("answers", "loss")
-TEXT_ONLY = StageName("text-only", "loss")
+ENCODER, ATTRIBUTES, LANGUAGE, ANSWERS, TEXT_ONLY = "encoder", "attributes", "language", "answers", "text-only"
+"""The names of the stages."""
+_MONITOR = "loss"
+"""The held-out metric that picks a stage's best checkpoint."""
 
 
 def train_encoder(context: WorkerContext, data: UnderstandData) -> None:
@@ -102,7 +94,7 @@ def trained_encoder(context: WorkerContext, data: UnderstandData) -> AudioEncode
     return encoder.to(context.device).eval()
 
 
-def _checkpoint_encoder(context: WorkerContext, data: UnderstandData, stage: StageName) -> AudioEncoder:
+def _checkpoint_encoder(context: WorkerContext, data: UnderstandData, stage: str) -> AudioEncoder:
     encoder = AudioEncoder(data.shape.audio_encoder)
     encoder.load_state_dict(with_prefix(best_weights(context, stage), "encoder."))
     return encoder
@@ -133,7 +125,7 @@ def train_language(context: WorkerContext, data: UnderstandData) -> None:
     _train(context, LANGUAGE, task, config.language_steps, rate, warmup, config.batch_size, optimizer)
 
 
-def train_answers(context: WorkerContext, data: UnderstandData, stage: StageName) -> None:
+def train_answers(context: WorkerContext, data: UnderstandData, stage: str) -> None:
     """Train projector and language model on the questions; the text-only control has no audio."""
     config, is_text_only = data.config.train, stage == TEXT_ONLY
     torch.manual_seed(data.seed)
@@ -167,7 +159,7 @@ def _teacher(context: WorkerContext, data: UnderstandData) -> AnswerTeacher | No
     return AnswerTeacher(data.teacher.to(context.device), data.config.teacher.hard)
 
 
-def trained_model(context: WorkerContext, data: UnderstandData, stage: StageName) -> AudioLM:
+def trained_model(context: WorkerContext, data: UnderstandData, stage: str) -> AudioLM:
     """A trained model, rounded to float16 as it is shipped, in evaluation mode."""
     model = _new_model(context, data)
     AnswerModule(model).load_state_dict(best_weights(context, stage))
@@ -188,9 +180,9 @@ def _new_model(context: WorkerContext, data: UnderstandData) -> AudioLM:
     return model
 
 
-def best_weights(context: WorkerContext, stage: StageName) -> dict[str, Tensor]:
+def best_weights(context: WorkerContext, stage: str) -> dict[str, Tensor]:
     """The weights of a stage's best checkpoint."""
-    return dict(best_checkpoint(context, stage.name).state.weights)
+    return dict(best_checkpoint(context, stage).state.weights)
 
 
 def _questions(data: UnderstandData, encoder: AudioEncoder, name: Split) -> QuestionSet:
@@ -204,7 +196,7 @@ def _microbatch(context: WorkerContext, batch_size: int) -> int:
 
 def _train(
     context: WorkerContext,
-    stage: StageName,
+    stage: str,
     task: Task,
     steps: int,
     rate: float,
@@ -214,9 +206,9 @@ def _train(
 ) -> None:
     training, microbatch = context.recipe.training, _microbatch(context, batch_size)
     config = replace(
-        trainer_config(training, steps, rate, stage.monitor),
+        trainer_config(training, steps, rate, _MONITOR),
         microbatches=-(-batch_size // microbatch),
         warmup=min(warmup, steps // 10),
     )
     zero_stage: Literal[0] = 0  # the teachers' averages and the frozen encoder need whole weights
-    train(context, TrainingStage(stage.name, task, config, optimizer, microbatch, zero_stage, context.precision()))
+    train(context, TrainingStage(stage, task, config, optimizer, microbatch, zero_stage, context.precision()))

@@ -20,7 +20,7 @@ from tinymusician.models.audio_lm import LanguageModelShape
 from tinymusician.models.shape import WEIGHTS
 from tinymusician.recipe import load_recipe
 from tinymusician.understand.benchmark import BenchmarkResult
-from tinymusician.understand.questions import read_questions
+from tinymusician.understand.questions import Question
 
 pytestmark = pytest.mark.slow
 
@@ -296,7 +296,8 @@ def test_understanding_from_scratch(ray: Ray, store: LocalStore, tmp_path: Path)
     from tinymusician.models.audio_lm_files import load_audio_lm
 
     assert load_audio_lm(tmp_path / "out").shape.lm.layers == 1
-    questions = read_questions(tmp_path / "out" / "hard.jsonl")
+    lines = (tmp_path / "out" / "hard.jsonl").read_text("utf-8").splitlines()
+    questions = [Question.model_validate_json(line) for line in lines]
     assert len(questions) == result.model.overall.questions
     assert {"instrument", "tempo"} <= {question.attribute for question in questions}
     assert tmctl(ray, store, "pull", run["metrics"]["bundle"], "--to", str(tmp_path / "bundle")).returncode == 0

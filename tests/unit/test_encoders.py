@@ -10,14 +10,14 @@ import pytest
 import soundfile
 
 from serve.encoders import Samples, open_encoder, wav_size
-from serve.schemas import Format
+from serve.schemas import AudioFormat
 
 
 def tone(rate: int, seconds: float = 1.5, hertz: float = 440.0) -> Samples:
     return (0.5 * np.sin(2 * np.pi * hertz * np.arange(int(rate * seconds)) / rate)).astype(np.float32)
 
 
-def encoded(kind: Format, rate: int, samples: Samples, pieces: int) -> list[bytes]:
+def encoded(kind: AudioFormat, rate: int, samples: Samples, pieces: int) -> list[bytes]:
     file = open_encoder(kind, rate, len(samples))
     return [*(file.feed(piece) for piece in np.array_split(samples, pieces)), file.end()]
 
@@ -54,13 +54,13 @@ def test_opus_keeps_pitch_and_length(rate: int) -> None:
 
 
 @pytest.mark.parametrize("kind", ["wav", "flac", "opus"])
-def test_audio_is_streamed_during_generation(kind: Format) -> None:
+def test_audio_is_streamed_during_generation(kind: AudioFormat) -> None:
     parts = encoded(kind, 16_000, np.random.default_rng(0).normal(0, 0.1, 96_000).astype(np.float32), 6)
     assert sum(len(part) > 0 for part in parts[:-1]) >= 4
 
 
 @pytest.mark.parametrize("kind", ["wav", "flac"])
-def test_loud_audio_is_clipped(kind: Format) -> None:
+def test_loud_audio_is_clipped(kind: AudioFormat) -> None:
     samples = np.array([3.0, -3.0, 0.25] * 2000, np.float32)
     read, _ = soundfile.read(io.BytesIO(b"".join(encoded(kind, 16_000, samples, 3))), dtype="float32")
     assert np.allclose(read[:3], [1, -1, 0.25], atol=1e-4)

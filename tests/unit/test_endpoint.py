@@ -349,7 +349,7 @@ def test_concurrency_limit(bundle: Path, capsys: pytest.CaptureFixture[str]) -> 
 def test_slow_request_times_out(bundle: Path) -> None:
     with endpoint(model=str(bundle), threads=1, limits={"request_timeout_s": 0.05}) as here:
         answer = here.generate(prompt=MARCH, seconds=60)
-        assert (answer.status_code, answer.json()["error"]["code"]) == (504, "too_slow")
+        assert (answer.status_code, answer.json()["error"]["code"]) == (504, "timeout")
         wait_for(lambda: here.replica._bundle.loop.num_requests == 0, 10)
 
 

@@ -9,7 +9,6 @@ from pathlib import Path
 
 import pytest
 
-from tinymusician.errors import DataError
 from tinymusician.house_band.attributes import INSTRUMENTS, ClipAttributes
 from tinymusician.house_band.corpus import Clip
 from tinymusician.house_band.question_texts import CAPTIONS, PHRASINGS, UNANSWERABLE, UNANSWERABLE_HELD_OUT, varied
@@ -26,7 +25,6 @@ from tinymusician.runtime.prompts import build_prompt
 from tinymusician.understand.questions import (
     Question,
     official_choice,
-    read_questions,
     strict_choice,
     write_questions,
 )
@@ -92,15 +90,10 @@ def test_parsers(output: str, official: int | None, strict: int | None) -> None:
 def test_questions_survive_their_file(tmp_path: Path) -> None:
     questions = hard_questions(corpus(), 2, seed=0)
     digest = write_questions(tmp_path / "q.jsonl", questions)
-    assert read_questions(tmp_path / "q.jsonl") == questions
+    lines = (tmp_path / "q.jsonl").read_text("utf-8").splitlines()
+    assert [Question.model_validate_json(line) for line in lines] == questions
     assert write_questions(tmp_path / "again.jsonl", hard_questions(corpus(), 2, seed=0)) == digest
     assert write_questions(tmp_path / "other.jsonl", hard_questions(corpus(), 2, seed=1)) != digest
-
-
-def test_damaged_file_of_questions_names_the_line(tmp_path: Path) -> None:
-    (tmp_path / "q.jsonl").write_text('{"format": "choice"}\n')
-    with pytest.raises(DataError, match="line 1: Field required"):
-        read_questions(tmp_path / "q.jsonl")
 
 
 def test_same_answer_to_a_whole_group_is_right_once() -> None:

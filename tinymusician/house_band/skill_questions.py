@@ -17,7 +17,7 @@ from tinymusician.house_band.question_texts import CAPTIONS, PHRASINGS, UNANSWER
 from tinymusician.house_band.skills import METERS, SKILLS, Skill
 from tinymusician.runtime.audio_lm_bundle import AttributeQuestion
 from tinymusician.runtime.prompts import CANNOT_TELL, MAX_LETTERS
-from tinymusician.understand.questions import Format, Question
+from tinymusician.understand.questions import Question, QuestionFormat
 
 VERSION = 5
 OPTIONS = 4
@@ -271,7 +271,9 @@ def _unanswerable(clips: Sequence[Clip], count: int, rng: random.Random) -> Iter
         yield _about_clip("open", "unanswerable", clips, clip, text, CANNOT_TELL)
 
 
-def _about_clip(form: Format, attribute: str, clips: Sequence[Clip], clip: int, text: str, answer: str) -> Question:
+def _about_clip(
+    form: QuestionFormat, attribute: str, clips: Sequence[Clip], clip: int, text: str, answer: str
+) -> Question:
     tune = clips[clip].family
     return Question(format=form, attribute=attribute, clip=clip, tune=tune, text=text, answer=answer)
 

@@ -27,6 +27,7 @@ from tinymusician.runtime.sampling import Logits, SamplingParams, check_integer,
 Codes = npt.NDArray[np.int64]
 _logger = logging.getLogger(__name__)
 _numbers = itertools.count()
+_DEFAULT_MAX_ROWS = 16
 
 
 @dataclass(frozen=True)
@@ -159,9 +160,9 @@ class RequestState:
 class Engine:
     """Continuous batching over one decoder; requests that do not fit wait, first come first served."""
 
-    def __init__(self, decoder: Decoder, positions: int, max_rows: int = 16) -> None:
-        """`positions` is the decoder's number of positions, `max_rows` the maximum batch size in rows."""
-        self._decoder, self._positions, self.max_rows = decoder, positions, max_rows
+    def __init__(self, decoder: Decoder, positions: int) -> None:
+        """`positions` is the decoder's number of positions. `max_rows`, the maximum batch size in rows, can be set."""
+        self._decoder, self._positions, self.max_rows = decoder, positions, _DEFAULT_MAX_ROWS
         self._waiting: deque[RequestState] = deque()
         self._running: list[RequestState] = []
         self._lock = threading.Lock()

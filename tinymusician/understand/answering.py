@@ -94,7 +94,7 @@ class TorchAnswerer:
         results: dict[int, OptionProbabilities] = {}
         audio = 0 if features is None else features.shape[1]
         for rows in _batches([(len(prompt.tokens), len(prompt.texts)) for prompt in prompts], audio):
-            logs = self._log_likelihoods(_rows(features, rows), [prompts[row] for row in rows])
+            logs = self._log_likelihoods(select_rows(features, rows), [prompts[row] for row in rows])
             results |= {row: option_probabilities(each) for row, each in zip(rows, logs, strict=True)}
         return [results[row] for row in range(len(questions))]
 
@@ -124,7 +124,7 @@ class TorchAnswerer:
         tokens = self._encode(prompts)
         written: dict[int, str] = {}
         for rows in _batches([(len(each), 1) for each in tokens], 0 if features is None else features.shape[1]):
-            written |= zip(rows, self._write(_rows(features, rows), [tokens[row] for row in rows]), strict=True)
+            written |= zip(rows, self._write(select_rows(features, rows), [tokens[row] for row in rows]), strict=True)
         return [written[row] for row in range(len(prompts))]
 
     @torch.no_grad()
@@ -165,5 +165,6 @@ def _batches(sizes: Sequence[tuple[int, int]], audio: int) -> Iterator[list[int]
         yield from (rows[start : start + count] for start in range(0, len(rows), count))
 
 
-def _rows(features: Floats | None, rows: list[int]) -> Floats | None:
-    return None if features is None else features[rows]
+def select_rows(features: Floats | None, rows: Sequence[int]) -> Floats | None:
+    """Some rows of features; None if there are no features."""
+    return None if features is None else features[list(rows)]

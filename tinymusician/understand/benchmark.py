@@ -19,7 +19,7 @@ from tinymusician.errors import DataError
 from tinymusician.evaluate.bootstrap import Interval, cluster_interval
 from tinymusician.runtime.answers import Floats, OptionProbabilities
 from tinymusician.runtime.prompts import LETTERS
-from tinymusician.understand.answering import Answerer
+from tinymusician.understand.answering import Answerer, select_rows
 from tinymusician.understand.questions import Question, official_choice, strict_choice
 
 CONTROL_LEVEL = 0.99
@@ -116,7 +116,7 @@ def score_model(
     """The score of a model with all rotations and with generated answers; `features` are those of each question."""
     first = answerer.probabilities(features, questions)
     score = score_probabilities(name, questions, first)
-    right = _is_right(questions, first)
+    right = is_right(questions, first)
     generated = answerer.generate(features, [question.prompt for question in questions])
     is_held_out = np.array([question.text in held_out_texts for question in questions])
     return score.model_copy(
@@ -139,11 +139,11 @@ def score_rotations(
 
     `first` are the probabilities of the order that the questions have.
     """
-    in_all = _is_right(questions, first)
+    in_all = is_right(questions, first)
     for by in range(1, max(len(question.options) for question in questions)):
         rows = [index for index, question in enumerate(questions) if by < len(question.options)]
         rotated = [questions[index].rotated(by) for index in rows]
-        in_all[rows] &= _is_right(rotated, answerer.probabilities(_rows(features, rows), rotated))
+        in_all[rows] &= is_right(rotated, answerer.probabilities(select_rows(features, rows), rotated))
     return _score(questions, in_all)
 
 
@@ -191,7 +191,8 @@ def _score(questions: Sequence[Question], right: Bools) -> Score:
     )
 
 
-def _is_right(questions: Sequence[Question], probabilities: Sequence[OptionProbabilities]) -> Bools:
+def is_right(questions: Sequence[Question], probabilities: Sequence[OptionProbabilities]) -> Bools:
+    """Whether the most probable option of each question is its answer."""
     pairs = zip(questions, probabilities, strict=True)
     return np.array([question.options[each.choice] == question.answer for question, each in pairs])
 
@@ -209,7 +210,3 @@ def _parsed(
     ]
     parsed = [choice is not None for choice in choices]
     return {f"{name}_parsed": float(np.mean(parsed)), f"{name}_accuracy": float(np.mean(right))}
-
-
-def _rows(features: Floats | None, rows: Sequence[int]) -> Floats | None:
-    return None if features is None else features[list(rows)]

@@ -24,8 +24,9 @@ from tinymusician.runtime.answers import Floats
 from tinymusician.runtime.audio_lm_bundle import AttributeQuestion
 from tinymusician.settings import Precision
 from tinymusician.understand.answering import FinerAnswerer
+from tinymusician.understand.benchmark import is_right
 from tinymusician.understand.bundle_answerer import BundleAnswerer
-from tinymusician.understand.questions import Question
+from tinymusician.understand.questions import Question, clip_rows
 
 PRECISIONS: tuple[Precision, ...] = ("float16", "int8", "int4")
 _GRAPHS = ("audio_encoder.onnx", "lm.onnx")
@@ -62,10 +63,8 @@ class PlanScorer:
         threads: int = 0,
     ) -> None:
         self._model, self._tokenizer, self._attributes, self._threads = model, tokenizer_json, attributes, threads
-        rows = sorted({question.clip for question in questions})
-        row_of = {clip: row for row, clip in enumerate(rows)}
-        self._waves, self._questions = waves_BN[rows], questions
-        self._rows = [row_of[question.clip] for question in questions]
+        clips, self._rows = clip_rows(questions)
+        self._waves, self._questions = waves_BN[clips], questions
 
     def score(self, plan: PrecisionPlan) -> PlanScore:
         """Write the bundle of a plan, and answer all questions with it."""
@@ -76,9 +75,8 @@ class PlanScorer:
             bundle = BundleAnswerer(folder, self._threads)
             features = bundle.embed(self._waves)[self._rows]
             results = FinerAnswerer(bundle, self._attributes).probabilities(features, self._questions)
-            pairs = zip(self._questions, results, strict=True)
-            right = [question.options[result.choice] == question.answer for question, result in pairs]
-            return PlanScore(sum((folder / graph).stat().st_size for graph in _GRAPHS), float(np.mean(right)))
+            size = sum((folder / graph).stat().st_size for graph in _GRAPHS)
+            return PlanScore(size, float(is_right(self._questions, results).mean()))
 
     def group_sizes(self) -> dict[str, int]:
         """The bytes of every group's weights in float32, without the front end's."""

@@ -8,15 +8,15 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Iterable, Sequence
 from pathlib import Path
-from typing import Literal, Self
+from typing import Literal, NamedTuple, Self
 
-from pydantic import Field, ValidationError, model_validator
+import numpy as np
+from pydantic import Field, model_validator
 
 from tinymusician.config_model import Document
-from tinymusician.errors import DataError
 from tinymusician.runtime.prompts import ANSWER_PREFIX, LETTERS, MAX_LETTERS, build_prompt, option_text
 
-Format = Literal["choice", "yes_no", "open", "caption"]
+QuestionFormat = Literal["choice", "yes_no", "open", "caption"]
 
 
 class Question(Document):
@@ -28,7 +28,7 @@ class Question(Document):
     answer to one of them.
     """
 
-    format: Format
+    format: QuestionFormat
     attribute: str
     clip: int = Field(ge=0)
     tune: str
@@ -63,7 +63,7 @@ class Question(Document):
         return f"{self.value}, so {self.answer}" if self.format == "yes_no" else self.answer
 
     def rotated(self, by: int) -> Question:
-        """The question with its options moved `by` places to the front."""
+        """The question with its options moved `by` rows to the front."""
         moved = self.options[by:] + self.options[:by]
         return self.model_copy(update={"options": moved})
 
@@ -95,20 +95,14 @@ def write_questions(path: Path, questions: Iterable[Question]) -> str:
     return hashlib.sha256(content).hexdigest()
 
 
-def read_questions(path: Path) -> list[Question]:
-    """Read what `write_questions` wrote.
+class ClipRows(NamedTuple):
+    """The clips of some questions in ascending order, each once, and for every question the row of its clip."""
 
-    Raises:
-        DataError: the file cannot be read, or a line is not a question.
-    """
-    try:
-        lines = path.read_text("utf-8").splitlines()
-    except (OSError, UnicodeDecodeError) as error:
-        raise DataError(f"questions {path}: cannot be read ({error})") from error
-    questions = []
-    for number, line in enumerate(lines, 1):
-        try:
-            questions.append(Question.model_validate_json(line))
-        except ValidationError as error:
-            raise DataError(f"questions {path}, line {number}: {error.errors()[0]['msg']}") from None
-    return questions
+    clips: list[int]
+    rows: list[int]
+
+
+def clip_rows(questions: Sequence[Question]) -> ClipRows:
+    """The clips that questions are about."""
+    clips, rows = np.unique([question.clip for question in questions], return_inverse=True)
+    return ClipRows(clips.tolist(), rows.tolist())
