@@ -2,8 +2,8 @@
 
     python -m benchmarks.balance [--seeds 3] [--clips 64]
 
-Each part is cut and fitted as `tmctl submit distill band-ttm` does it, and trained as long by the same loop, on what
-band-large plays for captions of its own; rules differ in nothing else. Of every held-out figure at the end, by rule:
+Each component is pruned and fitted as `tmctl submit distill band-ttm` does it, and trained by the same loop for as many
+steps, on samples of band-large; only the method of balancing differs. Of every held-out figure at the end, by rule:
 `FIGURE/RULE`, the mean over the seeds, with `_least` and `_most` beside it.
 """
 
@@ -17,7 +17,7 @@ from typing import get_args
 
 import torch
 
-from benchmarks.band import played_by_the_band
+from benchmarks.band import sample_band_large
 from benchmarks.report import report
 from jobs.distill.components import (
     MONITORS,
@@ -81,15 +81,15 @@ def compared(
     if is_fitted:
         fit_text_projections(text, teacher, tokens)
     batch = recipe.training.batch_size
-    hearing = TextEncoderDistillTask(text, teacher, tokens, held_out, method, batch, seed, "cpu")
-    figures = trained("text-encoder", hearing, recipe, text_config.steps, text_config.learning_rate)
+    text_task = TextEncoderDistillTask(text, teacher, tokens, held_out, method, batch, seed, "cpu")
+    figures = trained("text-encoder", text_task, recipe, text_config.steps, text_config.learning_rate)
     frames = codec_piece_frames(recipe, teacher)
     if is_fitted:
         fit_codec_projections(codec, teacher, tokens, frames, seed)
-    sounding = CodecDistillTask(
+    codec_task = CodecDistillTask(
         codec, teacher.audio_encoder, tokens, held_out, frames, method, codec_config.batch_size, seed, "cpu"
     )
-    return figures | trained("codec", sounding, recipe, codec_config.steps, codec_config.learning_rate)
+    return figures | trained("codec", codec_task, recipe, codec_config.steps, codec_config.learning_rate)
 
 
 def main() -> None:
@@ -98,8 +98,8 @@ def main() -> None:
     options.add_argument("--seeds", type=int, default=3)
     options.add_argument("--clips", type=int, default=64, help="captions to train on")
     chosen = options.parse_args()
-    teacher, tokens = played_by_the_band("train", chosen.clips, FRAMES, seed=1)
-    _, held_out = played_by_the_band("validation", 16, FRAMES, seed=2)
+    teacher, tokens = sample_band_large("train", chosen.clips, FRAMES, seed=1)
+    _, held_out = sample_band_large("validation", 16, FRAMES, seed=2)
     figures: dict[str, float] = {}
     for method in get_args(Method):
         result = [compared(teacher, tokens, held_out, method, seed) for seed in range(chosen.seeds)]

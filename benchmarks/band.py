@@ -16,13 +16,13 @@ from tinymusician.models.sampling import sample_codes, sample_seed
 GUIDANCE, TOP_K, TEMPERATURE = 2.0, 64, 0.7
 
 
-def played_by_the_band(split: Split, clips: int, frames: int, seed: int) -> tuple[Musicgen, TokenDataset]:
+def sample_band_large(split: Split, clips: int, frames: int, seed: int) -> tuple[Musicgen, TokenDataset]:
     """band-large, and what it plays for the first captions of a split at its own settings."""
     teacher = load_musicgen("band-large")
-    return teacher, samples_of(teacher, split, clips, frames, seed)
+    return teacher, sample_tokens(teacher, split, clips, frames, seed)
 
 
-def samples_of(teacher: Musicgen, split: Split, clips: int, frames: int, seed: int) -> TokenDataset:
+def sample_tokens(teacher: Musicgen, split: Split, clips: int, frames: int, seed: int) -> TokenDataset:
     """What a model of the band plays for the first captions of a split at the teacher's settings."""
     tokenizer = load_tokenizer("band-large")
     ids, mask = tokenize_captions(tokenizer, texts_of(load_prompts("band"), split)[:clips])

@@ -283,7 +283,7 @@ def _parse_options() -> argparse.Namespace:
 
 
 def main() -> None:
-    """Measure in alternation, so that the machine's moods fall on both sides."""
+    """Measure in alternation, so that the machine's load affects both sides."""
     chosen = _parse_options()
     if chosen.peak:
         print(measure_peak())

@@ -10,7 +10,7 @@ guided_speedup_b4        codes a second of four requests in one pass over four g
 step_1500_over_50        time of a guided step at position 1,450 over one at 50
 batch8_speedup           codes a second of eight guided requests side by side over one after another, plan `server`
 batch8_over_adaptive     the same batch over one after another under the adaptive plan, which is faster for one
-batch8_same_codes_*      share of the codes that stay what they are alone, greedy, when seven others play beside it
+batch8_same_codes_*      share of a greedy request's codes that are equal alone and in a batch of eight
 bundle_ratio_*           bytes of the bundle over those of the float32 checkpoint
 memory_over_bundle       peak memory of `tmctl generate` over the bundle
 first_audio_s            from the request to the first chunk of a stream

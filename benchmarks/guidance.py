@@ -15,7 +15,7 @@ from functools import partial
 import torch
 from torch import Tensor
 
-from benchmarks.band import played_by_the_band
+from benchmarks.band import sample_band_large
 from benchmarks.report import report
 from tinymusician.distill.closeness import held_out_closeness
 from tinymusician.distill.guidance_scales import FixedScaleSource
@@ -39,7 +39,7 @@ def main() -> None:
     options.add_argument("--scales", nargs="+", type=float, default=[1, 2, 3, 4, 5])
     options.add_argument("--clips", type=int, default=32)
     chosen = options.parse_args()
-    teacher, tokens = played_by_the_band("test", chosen.clips, frames=250, seed=1)
+    teacher, tokens = sample_band_large("test", chosen.clips, frames=250, seed=1)
     source = OnlineTeacher(teacher, tokens, "conditional", 1.0, torch.float32)
     figures: dict[str, float] = {}
     for name, _, reference in (one.partition("=") for one in chosen.students):

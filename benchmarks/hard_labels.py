@@ -26,7 +26,7 @@ import torch
 from torch import Tensor
 
 from benchmarks.balance import FRAMES, compared, validated_after
-from benchmarks.band import GUIDANCE, played_by_the_band, samples_of
+from benchmarks.band import GUIDANCE, sample_band_large, sample_tokens
 from benchmarks.report import report
 from jobs.distill.models import new_student
 from jobs.distill.objective import objective_config
@@ -59,8 +59,8 @@ def main() -> None:
     parser.add_argument("--seeds", type=int, default=2)
     parser.add_argument("--clips", type=int, default=200, help="real clips, and samples of the teacher")
     options = parser.parse_args()
-    teacher, samples = played_by_the_band("train", options.clips, FRAMES, seed=1)
-    _, held_out = played_by_the_band("validation", 16, FRAMES, seed=2)
+    teacher, samples = sample_band_large("train", options.clips, FRAMES, seed=1)
+    _, held_out = sample_band_large("validation", 16, FRAMES, seed=2)
     real, test = real_clips(teacher, "train", options.clips), real_clips(teacher, "test", options.clips)
     both, steps = mix(samples, real, 0.5), options.steps
     figures = {"band-large/nll": float(nll(teacher, test).mean())}
@@ -68,7 +68,7 @@ def main() -> None:
     for seed in range(options.seeds):
         tuned = fine_tuned(teacher, real, held_out, steps, seed)
         figures[f"tuned teacher/nll/{seed}"] = float(nll(tuned, test).mean())
-        of_tuned = samples_of(tuned, "train", options.clips, FRAMES, 1)
+        of_tuned = sample_tokens(tuned, "train", options.clips, FRAMES, 1)
         for name, one, tokens, hard in (
             ("plain", teacher, samples, 0.0),
             ("real", teacher, both, 0.0),

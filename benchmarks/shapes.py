@@ -33,8 +33,8 @@ def musicgen(size: Size = "small", seed: int = 0, max_layers: int = 48) -> Music
     """facebook/musicgen-SIZE as transformers builds it: T5-base, the size's decoder, EnCodec at 32 kHz.
 
     Text encoder and decoder have `max_layers` layers at most: every layer has the same shape.
-    Heads are made larger than their start, so that the likeliest code is clear; codes sound apart, where transformers
-    begins with empty codebooks.
+    LM heads are scaled, so that the argmax is unambiguous; codebooks are random, since transformers initializes them
+    with zeros.
     """
     import torch
     from transformers import (

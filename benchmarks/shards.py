@@ -15,7 +15,7 @@ import argparse
 import numpy as np
 import torch
 
-from benchmarks.band import GUIDANCE, TEMPERATURE, TOP_K, played_by_the_band
+from benchmarks.band import GUIDANCE, TEMPERATURE, TOP_K, sample_band_large
 from benchmarks.report import report
 from tinymusician.distill.cached import pack, unpack
 from tinymusician.distill.signals import OnlineTeacher
@@ -36,7 +36,7 @@ def main() -> None:
     options.add_argument("--clips", type=int, default=32)
     options.add_argument("--seconds", type=float, default=5.0)
     chosen = options.parse_args()
-    teacher, tokens = played_by_the_band("validation", chosen.clips, round(chosen.seconds * 50), seed=0)
+    teacher, tokens = sample_band_large("validation", chosen.clips, round(chosen.seconds * 50), seed=0)
     source = OnlineTeacher(teacher, tokens, "conditional", GUIDANCE, torch.float32)
     totals: dict[str, list[float]] = {}
     for row in range(len(tokens.codes)):

@@ -166,13 +166,13 @@ def _language_model_work(context: WorkerContext, name: str, layers: int) -> None
     """Train text encoder and decoder of band-large or band-small."""
     import torch
 
-    from tinymusician.house_band.model import TEACHER_LAYERS, build_band
+    from tinymusician.house_band.model import TEACHER_LAYERS, build_musicgen
     from tinymusician.house_band.train_lm import LanguageModelTask
     from tinymusician.training.engine import AdamConfig
 
     config, seed = _config(context), context.recipe.training.seed
     torch.manual_seed(seed)
-    model = build_band(_load_trained_codec(context), len(_tokenizer(context)), layers)
+    model = build_musicgen(_load_trained_codec(context), len(_tokenizer(context)), layers)
     tokens, held_out = _tokens(context, "train"), _tokens(context, "validation")
     task = LanguageModelTask(model, tokens, held_out, config.lm_batch_size, seed)
     task.module.to(context.device)

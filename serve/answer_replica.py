@@ -54,7 +54,7 @@ class _LoadedAnswerer:
         self.files = ServedFiles(source.folder, self.digest, answerer.manifest.files)
 
     def close(self) -> None:
-        """Nothing is to be closed: the last question that uses the bundle frees it."""
+        """Does nothing: the bundle is freed with its last request."""
 
 
 class AnswerReplica:

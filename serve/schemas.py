@@ -188,7 +188,7 @@ class AudioAnswers(BaseModel):
     digest: str = Field(description="The SHA-256 of the bundle's manifest.json.")
     audio_seconds: float
     windows: int
-    truncated: bool = Field(description="Whether a part was not judged; longer audio is refused, so it never is.")
+    truncated: bool = Field(description="Whether the file is cut off: its header announces more audio than it has.")
     answers: tuple[AudioAnswer, ...]
 
 

@@ -46,7 +46,7 @@ def understand_config(recipe: Recipe) -> UnderstandConfig:
     return recipe.understand
 
 
-class Alterations(NamedTuple):
+class AugmentationConfig(NamedTuple):
     """The shares of a split's clips that have passed through the codec, and that lack the highest frequencies."""
 
     reconstructed: float = 0.0
@@ -61,7 +61,7 @@ class UnderstandData:
         self.config = understand_config(context.recipe)
         self.seed = context.recipe.training.seed
         self._splits: dict[Split, RenderedSplit] = {}
-        self._spectra: dict[tuple[Split, Alterations], Spectra] = {}
+        self._spectra: dict[tuple[Split, AugmentationConfig], Spectra] = {}
         self._questions: dict[Split, list[Question]] = {}
 
     @property
@@ -145,7 +145,7 @@ class UnderstandData:
         return shape if self.pretrained_lm is None else replace(shape, lm=self.pretrained_lm.shape)
 
     def spectra(self, name: Split) -> Spectra:
-        """The normalized spectra of a split; shares of the training clips are altered."""
+        """The normalized spectra of a split; shares of the training clips are augmentation."""
         return self._clips_spectra(name, self._alterations(name))
 
     def features(self, name: Split, encoder: AudioEncoder) -> Features:
@@ -154,7 +154,7 @@ class UnderstandData:
 
     def reconstructed_features(self, name: Split, encoder: AudioEncoder) -> Features:
         """The encoder's vectors of a split of which all clips have passed through the codec."""
-        return self._clips_features(name, encoder, Alterations(reconstructed=1.0))
+        return self._clips_features(name, encoder, AugmentationConfig(reconstructed=1.0))
 
     def _progress(self, stage: str) -> Callable[[int, int], None]:
         """Reports what is done of a part of the data, as often as its percentage changes."""
@@ -168,57 +168,57 @@ class UnderstandData:
 
         return report
 
-    def _alterations(self, name: Split) -> Alterations:
+    def _alterations(self, name: Split) -> AugmentationConfig:
         config = self.config.questions
         if name != "train":
-            return Alterations()
-        return Alterations(config.reconstructed_share if config.codec else 0.0, config.band_limited_share)
+            return AugmentationConfig()
+        return AugmentationConfig(config.reconstructed_share if config.codec else 0.0, config.band_limited_share)
 
-    def _clips_spectra(self, name: Split, altered: Alterations) -> Spectra:
+    def _clips_spectra(self, name: Split, augmentation: AugmentationConfig) -> Spectra:
         from tinymusician.understand.spectra import load_spectra
 
-        if (name, altered) not in self._spectra:
+        if (name, augmentation) not in self._spectra:
             split = self.split(name)
-            self._spectra[name, altered] = load_spectra(
+            self._spectra[name, augmentation] = load_spectra(
                 self.folder,
-                self._source(name, altered),
-                self._altered(split.audio, len(split.clips), altered),
+                self._source(name, augmentation),
+                self._augment(split.audio, len(split.clips), augmentation),
                 len(split.clips),
                 split.samples.shape[1],
                 self.front_end,
                 self._progress(f"{name} spectra"),
             )
-        return self._spectra[name, altered]
+        return self._spectra[name, augmentation]
 
-    def _altered(self, waves: Waves, count: int, altered: Alterations) -> Waves:
+    def _augment(self, waves: Waves, count: int, augmentation: AugmentationConfig) -> Waves:
         """The clips, of which shares have passed through the codec, and lost their highest frequencies."""
         from tinymusician.understand.band_limited_clips import band_limited, random_rates
         from tinymusician.understand.reconstructed_clips import with_reconstructions
 
-        if altered.reconstructed:
-            is_reconstructed = np.random.default_rng(self.seed).random(count) < altered.reconstructed
+        if augmentation.reconstructed:
+            is_reconstructed = np.random.default_rng(self.seed).random(count) < augmentation.reconstructed
             waves = with_reconstructions(waves, is_reconstructed, self._codec)
-        if altered.band_limited:
-            waves = band_limited(waves, random_rates(count, altered.band_limited, self.seed))
+        if augmentation.band_limited:
+            waves = band_limited(waves, random_rates(count, augmentation.band_limited, self.seed))
         return waves
 
-    def _clips_features(self, name: Split, encoder: AudioEncoder, altered: Alterations) -> Features:
+    def _clips_features(self, name: Split, encoder: AudioEncoder, augmentation: AugmentationConfig) -> Features:
         from tinymusician.understand.features import load_features
 
-        spectra = self._clips_spectra(name, altered)
+        spectra = self._clips_spectra(name, augmentation)
         return load_features(
-            self.folder, self._source(name, altered), encoder, spectra, self._progress(f"{name} features")
+            self.folder, self._source(name, augmentation), encoder, spectra, self._progress(f"{name} features")
         )
 
-    def _source(self, name: Split, altered: Alterations) -> str:
-        """Identifies the clips of a split of which shares are altered."""
+    def _source(self, name: Split, augmentation: AugmentationConfig) -> str:
+        """Identifies the clips of a split of which shares are augmentation."""
         from tinymusician.models.prune_layers import weights_digest
 
         parts = [self.split(name).digest]
-        if altered.reconstructed:
-            parts += [weights_digest(self._codec)[:8], f"{altered.reconstructed:g}", str(self.seed)]
-        if altered.band_limited:
-            parts.append(f"band{altered.band_limited:g}-{self.seed}")
+        if augmentation.reconstructed:
+            parts += [weights_digest(self._codec)[:8], f"{augmentation.reconstructed:g}", str(self.seed)]
+        if augmentation.band_limited:
+            parts.append(f"band{augmentation.band_limited:g}-{self.seed}")
         return "-".join(parts)
 
     @cached_property

@@ -16,7 +16,7 @@ from tinymusician.evaluate.clap_model import ClapEmbedder
 from tinymusician.evaluate.clap_score import clap_score
 from tinymusician.evaluate.clip_embeddings import ClipEmbeddings
 from tinymusician.house_band.corpus import SEED, RenderedSplit, load_split
-from tinymusician.house_band.tunes import corpus_files, tunes_in, with_splits
+from tinymusician.house_band.tunes import assign_splits, corpus_files, tunes_in
 from tinymusician.recipe import EvaluateConfig
 
 pytestmark = pytest.mark.slow
@@ -27,7 +27,7 @@ CLIPS, SECONDS, RATE = 24, 5, 16_000
 @pytest.fixture(scope="module")
 def split(tmp_path_factory: pytest.TempPathFactory) -> RenderedSplit:
     """Clips of the test tunes among the first of the corpus, whose split no later tune can change."""
-    tunes = with_splits([tune for place in corpus_files()[:160] for tune in tunes_in(*place)])
+    tunes = assign_splits([tune for place in corpus_files()[:160] for tune in tunes_in(*place)])
     return load_split(tmp_path_factory.mktemp("corpus"), tunes, "test", CLIPS, SEED)
 
 

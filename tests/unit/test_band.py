@@ -14,9 +14,9 @@ import torch
 from tinymusician.house_band.attributes import INSTRUMENTS, TEMPI, ClipAttributes, aspects, caption, sentence
 from tinymusician.house_band.corpus import load_split
 from tinymusician.house_band.dedup import families
-from tinymusician.house_band.synth import HIGHEST, HOP, LOWEST, Note, SoundfontSynth, choose_facts, notes_on_grid
+from tinymusician.house_band.synth import HIGHEST, HOP, LOWEST, Note, SoundfontSynth, notes_on_grid, sample_attributes
 from tinymusician.house_band.train_lm import cross_entropy_per_codebook, unigram_entropy
-from tinymusician.house_band.tunes import Tune, plain_title, with_splits
+from tinymusician.house_band.tunes import Tune, assign_splits, plain_title
 from tinymusician.models.codec import codec_config, mdct_basis, new_codec, start_from_closed_form
 from tinymusician.models.quantizer import QuantizerTrainer, k_means
 from tinymusician.models.spectral import mel_filters, si_sdr
@@ -40,7 +40,7 @@ def test_variants_of_a_tune_share_a_split() -> None:
         name = f"{chr(97 + number // 26)}{chr(97 + number % 26)}"
         tunes.append(tune_of(f"tune {name}", melody))
         tunes.append(tune_of(f"other {name}", [70, 62, *(melody[5:] + 3)]))
-    splits = [tune.split for tune in with_splits(tunes)]
+    splits = [tune.split for tune in assign_splits(tunes)]
     assert splits[::2] == splits[1::2]
     assert 0.02 < splits.count("validation") / 1200 < 0.09
     assert 0.02 < splits.count("test") / 1200 < 0.09
@@ -83,7 +83,7 @@ def test_notes_begin_on_codec_frames(tempo: str) -> None:
 
 def test_pitches_stay_in_range() -> None:
     for _ in range(50):
-        tune, facts, shift = choose_facts([TUNE], random.Random(_))
+        tune, facts, shift = sample_attributes([TUNE], random.Random(_))
         assert all(LOWEST <= note.pitch <= HIGHEST for note in notes_on_grid(tune, facts, shift, 250))
         assert facts.tonic == shift % 12
 

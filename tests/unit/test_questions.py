@@ -11,7 +11,13 @@ import pytest
 
 from tinymusician.house_band.attributes import INSTRUMENTS, ClipAttributes
 from tinymusician.house_band.corpus import Clip
-from tinymusician.house_band.question_texts import CAPTIONS, PHRASINGS, UNANSWERABLE, UNANSWERABLE_HELD_OUT, varied
+from tinymusician.house_band.question_texts import (
+    CAPTIONS,
+    PHRASINGS,
+    UNANSWERABLE,
+    UNANSWERABLE_HELD_OUT,
+    augment_text,
+)
 from tinymusician.house_band.skill_labels import attribute_labels, onset_labels, pitch_labels
 from tinymusician.house_band.skill_questions import (
     QuestionCounts,
@@ -138,13 +144,13 @@ def test_new_phrasings_are_in_the_test_only() -> None:
 
 
 def plain(text: str) -> str:
-    """A text without what `varied` varies."""
+    """A text without what `augment_text` varies."""
     return text.lower().rstrip("?.")
 
 
 def test_texts_vary_in_how_they_are_written() -> None:
     rng = random.Random(0)
-    texts = Counter(varied("Which key is it?", rng) for _ in range(1000))
+    texts = Counter(augment_text("Which key is it?", rng) for _ in range(1000))
     assert texts["Which key is it?"] > 400
     assert {"which key is it?", "which key is it", "Which key is it", "Please: which key is it?"} <= set(texts)
 

@@ -23,7 +23,7 @@ from tinymusician.models.prune_layers import weights_digest
 from tinymusician.runtime.audio_reader import Wave
 
 _BATCH = 32
-_AT_ONCE = 2
+_BATCH_SIZE = 2
 _LEAST_POWER = 1e-10
 
 
@@ -89,7 +89,7 @@ class MelSpectrogram:
 
     def __call__(self, waves_BN: Tensor) -> Tensor:
         """Decibels [B, 1, frames, bands]; few windows at a time, whose spectra stay in the processor's cache."""
-        return torch.cat([self._decibels(part.float().to(self.device)) for part in torch.split(waves_BN, _AT_ONCE)])
+        return torch.cat([self._decibels(part.float().to(self.device)) for part in torch.split(waves_BN, _BATCH_SIZE)])
 
     def _decibels(self, waves_BN: Tensor) -> Tensor:
         size = len(self._window)

@@ -19,7 +19,7 @@ import numpy.typing as npt
 
 from tinymusician.data.splits import Split
 from tinymusician.house_band.attributes import FRAME_RATE, ClipAttributes, caption
-from tinymusician.house_band.synth import HOP, TRANSPOSITIONS, Note, SoundfontSynth, choose_facts, notes_on_grid
+from tinymusician.house_band.synth import HOP, TRANSPOSITIONS, Note, SoundfontSynth, notes_on_grid, sample_attributes
 from tinymusician.house_band.tunes import TUNES, Tune, family_names, load_tunes
 from tinymusician.json_types import JsonObject
 
@@ -130,7 +130,7 @@ def _draw(
     band: SoundfontSynth, tunes: Sequence[Tune], rng: random.Random, transpositions: Sequence[int]
 ) -> tuple[Clip, npt.NDArray[np.float32]]:
     while True:
-        tune, facts, shift = choose_facts(tunes, rng, transpositions)
+        tune, facts, shift = sample_attributes(tunes, rng, transpositions)
         notes = notes_on_grid(tune, facts, shift, CLIP_FRAMES)
         if len(notes) >= 4:
             wave = band.render(notes, facts.instrument, CLIP_FRAMES)

@@ -20,7 +20,7 @@ from tinymusician.models.protocols import Codec, Musicgen, Tokenizer
 WIDTH, HEADS, FEED_FORWARD = 256, 8, 1024
 TEACHER_LAYERS, STUDENT_LAYERS = 8, 2
 TEXT_LAYERS, TEXT_TOKENS = 2, 48
-LONGEST_STEPS = 1024
+MAX_POSITIONS = 1024
 GUIDANCE, TOP_K, TEMPERATURE = 2.0, 64, 0.7
 """Sampling settings, chosen on validation captions (docs/lab-log.md)."""
 
@@ -55,7 +55,7 @@ def _decoder_config(codes: int, num_codebooks: int, layers: int) -> MusicgenDeco
         num_codebooks=num_codebooks,
         pad_token_id=codes,
         bos_token_id=codes,
-        max_position_embeddings=LONGEST_STEPS,
+        max_position_embeddings=MAX_POSITIONS,
         dropout=0.0,
         audio_channels=1,
         tie_word_embeddings=False,
@@ -64,7 +64,7 @@ def _decoder_config(codes: int, num_codebooks: int, layers: int) -> MusicgenDeco
     return config
 
 
-def build_band(codec: Codec, vocabulary: int, layers: int) -> Musicgen:
+def build_musicgen(codec: Codec, vocabulary: int, layers: int) -> Musicgen:
     """A MusicGen with random language-model weights around a trained codec."""
     codes = codec.config.codebook_size
     text = T5Config(

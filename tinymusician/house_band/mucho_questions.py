@@ -4,8 +4,8 @@
     true         a value of another attribute that the clip has
     unrelated    a value of another attribute that it does not have
 
-Who reads the question knows which two options answer it: a model without audio can be right half of the time. So
-the hard questions are the headline, and these show the difference.
+The text alone rules out two of the four options, so a text-only model scores one half. The hard questions are
+therefore the headline, and these show the difference.
 """
 
 from __future__ import annotations

@@ -12,7 +12,7 @@ from torch import Tensor
 from tinymusician.data.splits import Split
 from tinymusician.data.tokens import TokenDataset, tokenize_captions
 from tinymusician.house_band.corpus import SEED, RenderedSplit, load_split
-from tinymusician.house_band.model import build_band
+from tinymusician.house_band.model import build_musicgen
 from tinymusician.house_band.train_clap import TrainableClap, clap_features, new_clap
 from tinymusician.house_band.tunes import TUNES, load_tunes
 from tinymusician.models.protocols import Codec, Tokenizer
@@ -50,7 +50,7 @@ def encode_split(codec: Codec, tokenizer: Tokenizer, split: RenderedSplit, batch
 
 def assemble(folder: Path, codec: Codec, tokenizer: Tokenizer, weights: dict[str, Tensor], layers: int) -> None:
     """Write a MusicGen folder (float16) from a trained codec and the weights of a `TrainableMusicgen`."""
-    model = build_band(codec, len(tokenizer), layers)
+    model = build_musicgen(codec, len(tokenizer), layers)
     text, rest = _split_prefix(weights, "text_encoder.")
     decoder, _ = _split_prefix(rest, "language_model.decoder.")
     model.text_encoder.load_state_dict(text)

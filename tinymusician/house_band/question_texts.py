@@ -374,7 +374,7 @@ UNANSWERABLE_HELD_OUT = (
 )
 
 
-def varied(text: str, rng: random.Random) -> str:
+def augment_text(text: str, rng: random.Random) -> str:
     """A text as people write it: now and then in lower case, without its mark, or after a few words."""
     if rng.random() < _LEAD_IN_SHARE:
         text = rng.choice(_LEAD_INS) + text[0].lower() + text[1:]

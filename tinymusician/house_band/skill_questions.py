@@ -13,7 +13,7 @@ from dataclasses import dataclass
 
 from tinymusician.house_band.attributes import INSTRUMENTS, TEMPI
 from tinymusician.house_band.corpus import Clip
-from tinymusician.house_band.question_texts import CAPTIONS, PHRASINGS, UNANSWERABLE, varied
+from tinymusician.house_band.question_texts import CAPTIONS, PHRASINGS, UNANSWERABLE, augment_text
 from tinymusician.house_band.skills import METERS, SKILLS, Skill
 from tinymusician.runtime.audio_lm_bundle import AttributeQuestion
 from tinymusician.runtime.prompts import CANNOT_TELL, MAX_LETTERS
@@ -28,7 +28,7 @@ MIXED_SHARE, MIXED_OPTIONS = 0.2, 3
 
 They are never right: a model that never saw such options prefers them about as often as the others.
 """
-FEWEST_CLIPS = 8
+MIN_CLIPS = 8
 """A value that fewer clips of a split have is no option: its questions would be about the same few clips."""
 
 
@@ -69,7 +69,7 @@ _OTHER_NAMES: Mapping[str, Mapping[str, tuple[str, ...]]] = {
 """What users may call the answers to a question in its options, with the answers that it covers."""
 _PER_WINDOW = ("note_count", "pitch_range", "contour", "busier_half", "highest_note")
 """Attributes of a clip as long as the training's, which longer audio has not."""
-_FEWEST_VALUES = 2
+_MIN_VALUES = 2
 """An attribute that has the same value in all clips is not asked for."""
 
 
@@ -94,7 +94,7 @@ class ClipPools:
         clips: dict[str, list[int]] = {}
         for clip, value in values.items():
             clips.setdefault(value, []).append(clip)
-        self._clips = {value: members for value, members in clips.items() if len(members) >= FEWEST_CLIPS}
+        self._clips = {value: members for value, members in clips.items() if len(members) >= MIN_CLIPS}
         self._queues: dict[str, list[int]] = {value: [] for value in self._clips}
         self._given = dict.fromkeys(self._clips, 0)
         self._rng = rng
@@ -124,12 +124,12 @@ def training_questions(clips: Sequence[Clip], counts: QuestionCounts, seed: int)
     questions = []
     for skill in SKILLS.values():
         pools, texts = ClipPools(clip_values(skill, clips), rng), PHRASINGS[skill.name].texts
-        if len(pools.values) < _FEWEST_VALUES:
+        if len(pools.values) < _MIN_VALUES:
             continue
         for _ in range(counts.choice_groups):
             others = _mixed_options(skill, rng) if rng.random() < MIXED_SHARE else ()
             size = rng.randint(TRAINING_OPTIONS[0], min(TRAINING_OPTIONS[1] - len(others), len(pools.values)))
-            text = varied(rng.choice(texts), rng)
+            text = augment_text(rng.choice(texts), rng)
             questions += _choice_group(skill, pools, clips, text, rng, _SYNONYM_SHARE, size, others)
         for _ in range(counts.yes_no_pairs):
             questions += _yes_no_pair(skill, pools, clips, rng, _SYNONYM_SHARE)
@@ -151,7 +151,7 @@ def hard_questions(clips: Sequence[Clip], groups: int, seed: int, has_new_phrasi
     for skill in SKILLS.values():
         pools, phrasing = ClipPools(clip_values(skill, clips), rng), PHRASINGS[skill.name]
         size = min(OPTIONS, len(pools.values))
-        for number in range(groups * OPTIONS // size if size >= _FEWEST_VALUES else 0):
+        for number in range(groups * OPTIONS // size if size >= _MIN_VALUES else 0):
             is_new = has_new_phrasings and number % 3 == 2
             new = phrasing.held_out[number // 3 % len(phrasing.held_out)]
             text = new if is_new else rng.choice(phrasing.texts)
@@ -232,7 +232,7 @@ def _yes_no_pair(
     skill: Skill, pools: ClipPools, clips: Sequence[Clip], rng: random.Random, synonyms: float
 ) -> Iterator[Question]:
     value, other = pools.least_used(2)
-    text = varied(rng.choice(PHRASINGS[skill.name].yes_no).format(_name_of(value, rng, synonyms)), rng)
+    text = augment_text(rng.choice(PHRASINGS[skill.name].yes_no).format(_name_of(value, rng, synonyms)), rng)
     for answer, true_value in (("yes", value), ("no", other)):
         clip = pools.take(true_value)
         tune = clips[clip].family
@@ -254,20 +254,22 @@ def _open_questions(
         (value,) = pools.least_used(1)
         clip = pools.take(value)
         tune = clips[clip].family
-        text = varied(rng.choice(texts), rng)
+        text = augment_text(rng.choice(texts), rng)
         yield Question(format="open", attribute=skill.name, clip=clip, tune=tune, text=text, answer=value, value=value)
 
 
 def _captions(clips: Sequence[Clip], count: int, rng: random.Random) -> Iterator[Question]:
     for _ in range(count):
         clip = rng.randrange(len(clips))
-        yield _about_clip("caption", "caption", clips, clip, varied(rng.choice(CAPTIONS), rng), caption_of(clips[clip]))
+        yield _about_clip(
+            "caption", "caption", clips, clip, augment_text(rng.choice(CAPTIONS), rng), caption_of(clips[clip])
+        )
 
 
 def _unanswerable(clips: Sequence[Clip], count: int, rng: random.Random) -> Iterator[Question]:
     """Questions that no clip answers: what the model does not know, it does not invent."""
     for _ in range(count):
-        clip, text = rng.randrange(len(clips)), varied(rng.choice(UNANSWERABLE), rng)
+        clip, text = rng.randrange(len(clips)), augment_text(rng.choice(UNANSWERABLE), rng)
         yield _about_clip("open", "unanswerable", clips, clip, text, CANNOT_TELL)
 
 

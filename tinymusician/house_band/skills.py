@@ -17,7 +17,7 @@ from tinymusician.house_band.corpus import CLIP_FRAMES, Clip
 from tinymusician.house_band.synth import Note
 from tinymusician.runtime.audio_lm_bundle import FinerAttribute
 
-FEWEST_NOTES = 6
+MIN_NOTES = 6
 _LAST_CLEAR_ONSET = CLIP_FRAMES - 5
 FAMILIES = {
     "piano": "keyboard",
@@ -69,7 +69,7 @@ def family(clip: Clip) -> str:
 
 def tempo(clip: Clip) -> str | None:
     """The tempo; it needs six notes."""
-    return clip.facts.tempo if len(clip.notes) >= FEWEST_NOTES else None
+    return clip.facts.tempo if len(clip.notes) >= MIN_NOTES else None
 
 
 def key(clip: Clip) -> str | None:
@@ -99,14 +99,14 @@ def note_count(clip: Clip) -> str | None:
 def pitch_range(clip: Clip) -> str | None:
     """The interval between the lowest and the highest note, in four ranges."""
     pitches = [note.pitch for note in _clear_notes(clip)]
-    if len(pitches) < FEWEST_NOTES:
+    if len(pitches) < MIN_NOTES:
         return None
     return _range_of(max(pitches) - min(pitches), PITCH_RANGES)
 
 
 def contour(clip: Clip) -> str | None:
     """The direction of the line between the means of its three thirds, where it is clear."""
-    if len(clip.notes) < FEWEST_NOTES:
+    if len(clip.notes) < MIN_NOTES:
         return None
     first, middle, last = (_mean_pitch(clip.notes, third) for third in range(3))
     if np.isnan([first, middle, last]).any():
@@ -125,7 +125,7 @@ def contour(clip: Clip) -> str | None:
 def motion(clip: Clip) -> str | None:
     """Whether the melody moves by steps (at most two semitones) or by leaps, where one of them clearly prevails."""
     steps = np.abs(np.diff([note.pitch for note in _clear_notes(clip)]))
-    if len(steps) < FEWEST_NOTES - 1:
+    if len(steps) < MIN_NOTES - 1:
         return None
     share = float(np.mean(steps <= 2))
     return "steps" if share >= 0.65 else "leaps" if share <= 0.4 else None
@@ -143,7 +143,7 @@ def busier_half(clip: Clip) -> str | None:
 def highest_note(clip: Clip) -> str | None:
     """The pitch class of the highest note, unless a higher one begins as the clip ends."""
     clear, highest = _clear_notes(clip), max((note.pitch for note in clip.notes), default=0)
-    if len(clear) < FEWEST_NOTES or highest > max(note.pitch for note in clear):
+    if len(clear) < MIN_NOTES or highest > max(note.pitch for note in clear):
         return None
     return PITCH_CLASSES[highest % 12]
 

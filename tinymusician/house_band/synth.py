@@ -39,7 +39,7 @@ class Note(NamedTuple):
     pitch: int
 
 
-def choose_facts(
+def sample_attributes(
     tunes: Sequence[Tune], rng: random.Random, transpositions: Sequence[int] = TRANSPOSITIONS
 ) -> tuple[Tune, ClipAttributes, int]:
     """Sample a clip's content; returns tune, attributes and transposition.

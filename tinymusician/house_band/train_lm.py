@@ -16,7 +16,7 @@ from tinymusician.models.conditional_decoder import ConditionedDecoder, encode_t
 from tinymusician.models.protocols import Musicgen
 from tinymusician.training.task import Model, to_device
 
-NO_TEXT_SHARE = 0.1
+TEXT_DROPOUT = 0.1
 
 
 class LMBatch(NamedTuple):
@@ -67,7 +67,7 @@ class LanguageModelTask:
     def batch(self, step: int, part: int, parts: int) -> LMBatch:
         """The rows of a microbatch, some without their text."""
         rng = np.random.default_rng((self.seed, step, part, parts))
-        drop = torch.from_numpy(rng.random(self.batch_size) < NO_TEXT_SHARE)
+        drop = torch.from_numpy(rng.random(self.batch_size) < TEXT_DROPOUT)
         return captioned(self.train, self.rows(step, part, parts), self.pad, drop)
 
     def loss(

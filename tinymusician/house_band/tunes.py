@@ -57,7 +57,7 @@ def family_names(tunes: Sequence[Tune]) -> list[str]:
     return [titles[first] for first in families(titles, [[pitch for _, _, pitch in tune.notes] for tune in tunes])]
 
 
-def with_splits(tunes: Sequence[Tune]) -> list[Tune]:
+def assign_splits(tunes: Sequence[Tune]) -> list[Tune]:
     """The tunes with their splits, by a hash of their families' names."""
     return [replace(tune, split=_split_of(name)) for tune, name in zip(tunes, family_names(tunes), strict=True)]
 
@@ -70,7 +70,7 @@ def _split_of(title: str) -> Split:
 def load_tunes(cache: Path) -> list[Tune]:
     """Read the parsed tunes from `cache`; music21's corpus is parsed first if the file is missing."""
     if not cache.exists():
-        tunes = [asdict(tune) for tune in with_splits(_parse_corpus())]
+        tunes = [asdict(tune) for tune in assign_splits(_parse_corpus())]
         cache.parent.mkdir(parents=True, exist_ok=True)
         draft = cache.with_name(f"{cache.name}.{os.getpid()}.part")
         draft.write_text(json.dumps(tunes))

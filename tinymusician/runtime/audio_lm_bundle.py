@@ -49,7 +49,7 @@ class AudioLMArchitecture(ConfigModel):
 
 
 class FinerAttribute(ConfigModel):
-    """An attribute whose value decides another one's: the key, of which the mode is a part.
+    """A fine attribute that determines a coarse one: the key determines the mode.
 
     `values` are by the other attribute's value: `minor` has twelve keys.
     """

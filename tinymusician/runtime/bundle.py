@@ -6,8 +6,8 @@
     codec_encoder.onnx  audio to codes, if clips can be continued
     tokenizer.json      text to token ids
 
-There is one file per component, so an update of the decoder does not download the text encoder again. A file whose
-bytes differ from the manifest's is not loaded, nor one that a graph names and the manifest does not.
+There is one file per component, so an update of the decoder does not download the text encoder again. Loading
+fails if a file's SHA-256 is not the manifest's, or if a graph reads external data that the manifest does not list.
 """
 
 from __future__ import annotations

@@ -248,7 +248,7 @@ class Engine:
                 if is_finite:
                     state.append(codes)
                 else:
-                    problem = f"the decoder gave no finite numbers at step {state.steps_done}"
+                    problem = f"the decoder's logits are not finite at step {state.steps_done}"
                     state.fail(EngineError(f"{problem}: the bundle is not usable here"))
 
     def _cancel(self, state: RequestState) -> None:

@@ -159,7 +159,7 @@ class MusicGenerator:
         if negative is not None and not two_passes:
             why = "this model" if one_pass else "guidance 1" if request.prompt else "audio without a prompt"
             raise RequestError(
-                f"negative_prompt: works through the second pass of guidance, and {why} has none", "negative_prompt"
+                f"negative_prompt: needs the second pass of guidance, and {why} has none", "negative_prompt"
             )
         if not two_passes:
             return None

@@ -17,7 +17,7 @@ Floats = npt.NDArray[np.float32]
 
 
 class LMState(NamedTuple):
-    """What has been read: keys and values by the name of their input, and the next token's logits [B, V]."""
+    """The cache of keys and values by the name of their input, and the next token's logits [B, V]."""
 
     cache: dict[str, Array]
     logits: Floats
@@ -77,7 +77,7 @@ class LanguageModel:
         outputs = dict(zip(self._outputs, values, strict=True))
         logits = outputs.pop("logits")
         if not np.isfinite(logits).all():
-            raise EngineError("the language model: its results are not numbers; the bundle is damaged")
+            raise EngineError("the language model: its logits are not finite; the bundle is damaged")
         return LMState({name.replace("present", "past"): value for name, value in outputs.items()}, logits)
 
 

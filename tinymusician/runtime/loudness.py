@@ -9,7 +9,7 @@ from tinymusician.runtime.audio import Samples
 from tinymusician.runtime.sampling import check_real
 
 _BLOCK = 0.4
-_QUIETEST = -70.0
+_GATE_LUFS = -70.0
 """The gate of the measurement, in LUFS."""
 PEAK = 10 ** (-1 / 20)
 """-1 dB of full scale: the peak of audio that would clip otherwise."""
@@ -42,7 +42,7 @@ def check_loudness(loudness: float, seconds: float | None) -> None:
 
     if seconds is not None and seconds < _BLOCK:
         raise RequestError(f"loudness: {_BLOCK:g} s of audio or more are needed")
-    check_real("loudness", loudness, lambda level: _QUIETEST <= level <= 0, f"{_QUIETEST:g} to 0 LUFS")
+    check_real("loudness", loudness, lambda level: _GATE_LUFS <= level <= 0, f"{_GATE_LUFS:g} to 0 LUFS")
 
 
 def normalized(samples: Samples, rate: int, loudness: float) -> Samples:

@@ -8,7 +8,7 @@ from tinymusician.errors import BundleError, EngineError
 from tinymusician.runtime.cpus import engine_threads
 from tinymusician.runtime.session import Session
 
-OLDEST_RUNTIME = (1, 27)
+MIN_ONNXRUNTIME_VERSION = (1, 27)
 """The oldest ONNX Runtime that plays every bundle."""
 
 
@@ -46,10 +46,10 @@ class SessionFactory:
     @property
     def is_older(self) -> bool:
         """Whether this ONNX Runtime is older than the one that plays every bundle."""
-        return tuple(int(part) for part in self.version.split(".")[:2]) < OLDEST_RUNTIME
+        return tuple(int(part) for part in self.version.split(".")[:2]) < MIN_ONNXRUNTIME_VERSION
 
     @property
     def update_advice(self) -> str:
         """What to do about an older ONNX Runtime, as the end of a message; nothing otherwise."""
-        oldest = ".".join(map(str, OLDEST_RUNTIME))
+        oldest = ".".join(map(str, MIN_ONNXRUNTIME_VERSION))
         return f"; ONNX Runtime {oldest} or newer plays every bundle" if self.is_older else ""

@@ -1,6 +1,6 @@
-"""Options in people's words as the values that a model knows: `Violin` is a fiddle, `strings` are bowed or plucked.
+"""Maps a user's options to the attribute values of the training: `Violin` to fiddle, `strings` to bowed and plucked.
 
-A small model knows the words of its training alone, and would judge any other option by its letters.
+A small model has only the words of its training; other words for the same value are as good as random.
 """
 
 from __future__ import annotations

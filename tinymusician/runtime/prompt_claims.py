@@ -1,4 +1,4 @@
-"""What a prompt claims about its music, and how probable it is that a clip keeps it: the clip is asked (AQAScore).
+"""What a prompt claims about its music, and how probable it is that a clip keeps it (AQAScore).
 
 A prompt claims the value of an attribute if it names one of the answers to the attribute's question, or a synonym. The
 score of a claim is the probability of that answer among all answers (arXiv 2601.14728 takes that of "yes").
@@ -42,7 +42,7 @@ def claimable(questions: Sequence[AttributeQuestion]) -> list[AttributeQuestion]
 
 
 def claim_probability(answerer: QuestionAnswerer, audio: AudioState, claim: PromptClaim) -> float:
-    """The probability that the audio keeps a claim; little can be told of silence, so little of it is kept."""
+    """P(claimed value) · (1 - P(cannot tell)), so silence scores near 0."""
     answer = answerer.choose(audio, claim.question.text, claim.question.options)
     (value,) = (option.probability for option in answer.options if option.text == claim.value)
     return value * (1 - answer.cannot_tell)

@@ -1,8 +1,7 @@
 """Answers questions about audio with a bundle: ONNX Runtime and NumPy only.
 
-Audio longer than the training clips is judged in windows, whose log-probabilities are averaged. A window counts as much
-as the model can tell about it, and nothing can be told of the whole only if of no window, so silence at the beginning
-changes nothing.
+Audio longer than the training clips is judged in windows, whose log-probabilities are averaged. Each window has the
+weight 1 - P(cannot tell). The whole clip is "cannot tell" only if every window is, so leading silence has no effect.
 """
 
 from __future__ import annotations
@@ -43,7 +42,7 @@ MAX_QUESTION_CHARACTERS, MAX_OPTIONS, MAX_OPTION_CHARACTERS = 300, 50, 60
 _MAX_PROMPT_TOKENS, _MAX_OPTION_TOKENS = 400, 2000
 """Tokens of a question with its listed options, and of all options: a character may take several."""
 _MAX_SAMPLE = 1000
-_WINDOWS_AT_ONCE = 8
+_WINDOW_BATCH = 8
 _MAX_TEXTS = 8
 """Texts of windows that are compared in all windows, the most frequent ones."""
 _SMALLEST_WEIGHT, _SMALLEST = 1e-6, 1e-30
@@ -178,10 +177,10 @@ class QuestionAnswerer:
         return written
 
     def _check_tokens(self, question: str, options: Sequence[str]) -> None:
-        """Check that a question and its options are not too long for the model, whatever their script.
+        """Check the number of tokens of a question and its options, which depends on their script.
 
         Raises:
-            RequestError: they are.
+            RequestError: there are too many.
         """
         sizes = [len(each.ids) for each in self.tokenizer.encode_batch([question, *options])]
         listed = sum(sizes if len(options) <= MAX_LETTERS else sizes[:1])
@@ -196,7 +195,7 @@ class QuestionAnswerer:
         """Check that an attribute of a window, such as its number of notes, is not taken for one of longer audio.
 
         Raises:
-            RequestError: it would be.
+            RequestError: the attribute is one of a window, and the audio has several.
         """
         if about is not None and about.per_window and audio.info.windows > 1:
             window = self.shape.window_seconds
@@ -294,10 +293,10 @@ class QuestionAnswerer:
 
 
 def check_length(seconds: float) -> None:
-    """Check that audio is neither too short nor too long.
+    """Check the length of audio.
 
     Raises:
-        RequestError: it is.
+        RequestError: it is too short or too long.
     """
     if not MIN_SECONDS <= seconds <= MAX_SECONDS:
         raise RequestError(f"audio: lasts {seconds:g} s; {MIN_SECONDS:g} to {MAX_SECONDS:g} s are allowed", "audio")
@@ -341,8 +340,8 @@ def split_windows(samples: int, window: int) -> list[tuple[int, int]]:
 
 
 def _batches(windows: list[tuple[int, int]]) -> Iterator[list[tuple[int, int]]]:
-    for start in range(0, len(windows), _WINDOWS_AT_ONCE):
-        yield windows[start : start + _WINDOWS_AT_ONCE]
+    for start in range(0, len(windows), _WINDOW_BATCH):
+        yield windows[start : start + _WINDOW_BATCH]
 
 
 def _rows(state: LMState) -> Iterator[LMState]:

@@ -1,6 +1,7 @@
 """Yes or no about an attribute, by the probabilities of its values.
 
-A small language model that is asked whether a fiddle is a flute recognizes the fiddle, and says yes half of the time.
+Small models recognize the value but answer yes or no at chance, so the answer is computed from the values'
+probabilities.
 """
 
 from __future__ import annotations

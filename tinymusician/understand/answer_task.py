@@ -64,7 +64,7 @@ class AnswerTeacher:
 
 
 class AnswerModule(nn.Module):
-    """The parts of an AudioLM that train: projector and LM, or its adapters; the encoder's work is in the features."""
+    """The trained part of an AudioLM: projector, and LM or its adapters. The encoder's outputs are the features."""
 
     def __init__(self, model: AudioLM) -> None:
         super().__init__()
@@ -162,7 +162,7 @@ class AnswerTask:
             wrong = torch.zeros(len(rows), device=device)
             wrong.index_add_(0, batch.answers.nonzero()[:, 0], (logits.argmax(-1) != targets).float())
             right.append(wrong == 0)
-        return {"loss": torch.cat(losses).mean().item(), "exact": torch.cat(right).float().mean().item()}
+        return {"loss": torch.cat(losses).mean().item(), "exact_match": torch.cat(right).float().mean().item()}
 
     def _read(
         self,

@@ -1,8 +1,8 @@
 """Fine-tunes an audio encoder on a corpus' labels, as MATPAC++ is fine-tuned on AudioSet's before TinyMU uses it.
 
 Linear heads read the encoder's vectors: of their mean, one head for each attribute of the clip; of each vector, the
-pitch that sounds, and the frames in which notes begin. So what the heads need is linear in what a language model is
-given.
+pitch that sounds, and the frames in which notes begin. So attributes, pitches and onsets become linear
+functions of the vectors that the language model reads.
 """
 
 from __future__ import annotations
@@ -80,8 +80,8 @@ class AttributeTask:
 
     Levels vary by up to 6 dB.
 
-    All classes of an attribute count the same in its loss, and in its held-out accuracy: nine of ten tunes are in major
-    keys, and half of the questions about the mode are not.
+    All classes of an attribute have the same weight in its loss and in its held-out accuracy: nine of ten tunes are in
+    major keys, but only half of the questions about the mode have that answer.
     """
 
     def __init__(

@@ -158,8 +158,8 @@ def majority_choices(questions: Sequence[Question], training: Sequence[Question]
 def shuffle_options(questions: Sequence[Question], seed: int) -> list[Question]:
     """The questions, each with its options in an order of its own.
 
-    In a group, all questions share one order, so a control without audio is right exactly once, whatever it
-    prefers. In orders of their own, its preferences could show.
+    Within a group the options have one order, so a control without audio scores exactly chance by construction.
+    Independent orders reveal a preference for letters.
     """
     rng = np.random.default_rng(seed)
     return [

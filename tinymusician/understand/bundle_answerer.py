@@ -14,7 +14,7 @@ from tinymusician.runtime.prompts import MAX_NEW_TOKENS
 from tinymusician.runtime.question_answerer import QuestionAnswerer
 from tinymusician.understand.questions import Question
 
-_CLIPS_AT_ONCE = 16
+_CLIP_BATCH = 16
 
 
 class BundleAnswerer:
@@ -31,7 +31,7 @@ class BundleAnswerer:
 
     def embed(self, waves_BN: Floats) -> Floats:
         """The embeddings of clips of equal length, [B, T, W]."""
-        parts = np.array_split(waves_BN, -(-len(waves_BN) // _CLIPS_AT_ONCE))
+        parts = np.array_split(waves_BN, -(-len(waves_BN) // _CLIP_BATCH))
         return np.concatenate([self._source.embed(part) for part in parts])
 
     def probabilities(self, features: Floats | None, questions: Sequence[Question]) -> list[OptionProbabilities]:

@@ -15,7 +15,7 @@ from tinymusician.understand.answer_task import Features
 from tinymusician.understand.array_file import ProgressCallback, load_or_compute
 from tinymusician.understand.spectra import Spectra
 
-_CLIPS_AT_ONCE = 50
+_CLIP_BATCH = 50
 _NOISES = 150
 _SILENCES = 10
 
@@ -62,7 +62,7 @@ def noise_features(encoder: AudioEncoder, count: int, samples: int, seed: int) -
 @torch.no_grad()
 def _vectors(encoder: AudioEncoder, waves_BN: npt.NDArray[np.float32]) -> Features:
     device = next(encoder.parameters()).device
-    parts = np.array_split(waves_BN, -(-len(waves_BN) // _CLIPS_AT_ONCE))
+    parts = np.array_split(waves_BN, -(-len(waves_BN) // _CLIP_BATCH))
     vectors = [encoder(torch.from_numpy(part).to(device)).cpu().numpy() for part in parts]
     return np.concatenate(vectors).astype(np.float16)
 
