@@ -28,6 +28,7 @@ from tinymusician.artifacts.import_input import (
 )
 from tinymusician.artifacts.manifest import find
 from tinymusician.artifacts.runs import RunStore
+from tinymusician.artifacts.sources import without_secrets
 from tinymusician.artifacts.store import Store
 from tinymusician.data.prompts import PACKAGED as PROMPTS
 from tinymusician.errors import ModelError, NotFoundError, RecipeError
@@ -152,7 +153,7 @@ def _located(store: Store, field: InputField, name: str, on_progress: ProgressCa
         if scheme == "s3":
             return _located_in_s3(store, field, name, on_progress)
         if scheme in ("https", "http"):
-            on_progress(f"{field.key} = {name}: is imported into {store.url}")
+            on_progress(f"{field.key} = {without_secrets(name)}: is imported into {store.url}")
             return import_address(store, name, _name(name), on_progress=on_progress).reference
         if scheme == "file" or _is_packaged(field, name):
             return name

@@ -64,6 +64,23 @@ def site(tmp_path: Path) -> Iterator[tuple[Path, str]]:
         server.shutdown()
 
 
+@pytest.fixture
+def presigned(prompts: Path) -> Iterator[str]:
+    """The address of a file that a server sends to those who have its signature."""
+
+    class Handler(http.server.BaseHTTPRequestHandler):
+        def do_GET(self) -> None:
+            is_signed = self.path == "/p.txt?X-Amz-Signature=secret"
+            self.send_response(200 if is_signed else 403)
+            self.end_headers()
+            self.wfile.write(prompts.read_bytes() if is_signed else b"AccessDenied")
+
+    with http.server.ThreadingHTTPServer(("127.0.0.1", 0), Handler) as server:
+        threading.Thread(target=server.serve_forever, daemon=True).start()
+        yield f"http://127.0.0.1:{server.server_port}/p.txt"
+        server.shutdown()
+
+
 def digest(path: Path) -> str:
     return hashlib.sha256(path.read_bytes()).hexdigest()
 
@@ -170,15 +187,19 @@ class TestAddresses:
             with pytest.raises(StoreError, match="cannot be unpacked"):
                 import_address(store, address, "bad")
 
-    def test_secrets_of_an_address_are_not_stored(
-        self, store: LocalStore, prompts: Path, site: tuple[Path, str]
+    def test_secrets_of_an_address_are_sent_and_neither_stored_nor_shown(
+        self, store: LocalStore, presigned: str, prompts: Path
     ) -> None:
-        folder, url = site
-        (folder / "p.txt").write_bytes(prompts.read_bytes())
-        address = f"{url}/p.txt?X-Amz-Signature=secret#sha256={digest(prompts)}"
-        manifest = import_address(store, address, "p")
-        assert manifest.lineage == {"source": f"{url}/p.txt"}
+        address, shown = f"{presigned}?X-Amz-Signature=secret", list[str]()
+        for url in (address, f"{address}#sha256={'0' * 64}", f"{presigned}?X-Amz-Signature=secret2#sha256=0"):
+            with pytest.raises(StoreError) as refused:
+                import_address(store, url, "p", on_progress=shown.append)
+            shown.append(str(refused.value))
+        manifest = import_address(store, f"{address}#sha256={digest(prompts)}", "p", on_progress=shown.append)
+        assert manifest.lineage == {"source": presigned}
         assert [file.path for file in manifest.files] == ["p.txt"]
+        assert shown
+        assert not [line for line in shown if "secret" in line]
 
     @pytest.mark.slow
     def test_keys_of_objects_are_taken_as_they_are(

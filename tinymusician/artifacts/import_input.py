@@ -28,7 +28,7 @@ from tinymusician.artifacts.blobs import digest_of, put_blob
 from tinymusician.artifacts.local_cache import user_cache
 from tinymusician.artifacts.manifest import FileEntry, Manifest, find, list_named, now, write_manifest
 from tinymusician.artifacts.open import open_store
-from tinymusician.artifacts.sources import HttpSource
+from tinymusician.artifacts.sources import HttpSource, without_secrets
 from tinymusician.artifacts.store import Store, StoreEntry, check_key
 from tinymusician.config_model import Document
 from tinymusician.errors import DigestMismatchError, NotFoundError, StoreError, TransientStoreError, UntrustedError
@@ -185,10 +185,7 @@ def _files(folder: Path, patterns: Collection[str]) -> list[Path]:
 
 def _without_secrets(source: str) -> str:
     """A source without what may be a secret: the query of a presigned URL, a user's name and password."""
-    if not source.startswith(("https://", "http://")):
-        return source
-    parts = urlparse(source)
-    return f"{parts.scheme}://{parts.netloc.rpartition('@')[2]}{parts.path}"
+    return without_secrets(source) if source.startswith(("https://", "http://")) else source
 
 
 def _licence_of(folder: Path) -> str:
@@ -263,7 +260,7 @@ def _download_url(address: str, path: Path, on_progress: ProgressCallback) -> No
     url, fragment = urldefrag(address)
     expected = fragment.removeprefix("sha256=") if fragment.startswith("sha256=") else None
     if urlparse(url).scheme == "http" and expected is None:
-        raise StoreError(f"{address}: is not encrypted; give its digest (#sha256=HEX), or use https")
+        raise StoreError(f"{without_secrets(url)}: is not encrypted; give its digest (#sha256=HEX), or use https")
     source, tag = _Url(url), ""
     for attempt in range(_ATTEMPTS):
         start = path.stat().st_size if path.exists() else 0
@@ -272,7 +269,7 @@ def _download_url(address: str, path: Path, on_progress: ProgressCallback) -> No
                 file.truncate(response.start)
                 file.seek(response.start)
                 tag = response.tag
-                on_progress(f"{url}, from byte {response.start}")
+                on_progress(f"{source.url}, from byte {response.start}")
                 for chunk in response.chunks:
                     file.write(chunk)
             break
@@ -281,14 +278,18 @@ def _download_url(address: str, path: Path, on_progress: ProgressCallback) -> No
                 raise
             time.sleep(2**attempt)
     if expected is not None and (actual := digest_of(path)) != expected:
-        raise DigestMismatchError(f"{url}: has SHA-256 {actual}; {expected} is expected")
+        raise DigestMismatchError(f"{source.url}: has SHA-256 {actual}; {expected} is expected")
 
 
 class _Url(HttpSource):
-    """A source with one value, at its own URL."""
+    """A source with one value, at its own URL, whose query may say which."""
+
+    def __init__(self, url: str) -> None:
+        super().__init__(url)
+        self._whole_url = url
 
     def _url_of(self, key: str) -> str:
-        return self.url
+        return self._whole_url
 
 
 @contextlib.contextmanager
