@@ -31,7 +31,7 @@ from tinymusician.artifacts.envelope import seal_bytes
 from tinymusician.artifacts.manifest import Manifest, find
 from tinymusician.artifacts.run_state import RunResult
 from tinymusician.artifacts.runs import RunStore
-from tinymusician.errors import NotFoundError, StoreError, UntrustedError
+from tinymusician.errors import KeyFileError, NotFoundError, StoreError, UntrustedError
 from tinymusician.recipe import PublishConfig, load_recipe
 
 GOOD = {"clap": 0.5, "fad": 0.2, "bytes": 400, "degenerate": 0, "quiet": 0.02}
@@ -50,6 +50,61 @@ def world(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[World]:
     for alias in ("candidate", "stable"):
         with pytest.raises(StoreError):
             world.client(f"band@{alias}").pull()
+
+
+class TestRemovedReleases:
+    """Whoever removes the newest releases, and the timestamp, has the publisher sign nothing that is older."""
+
+    @pytest.fixture
+    def world(self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> World:
+        """Two releases of band@stable; the attacker removes the second, and puts the copy of the first back."""
+        monkeypatch.setenv("TMCTL_KEYS", str(tmp_path / "keys"))
+        world = World(tmp_path)
+        old, new = world.made(decoder="old"), world.made(decoder="new")
+        world.registry.release(old, "stable", {})
+        before = world.store.get("releases/band/stable/latest.json")
+        world.registry.release(new, "stable", {})
+        world.client().pull()
+        for entry in list(world.store.list("releases/band/stable/v00000002-")):
+            world.store.delete(entry.key)
+        world.store.put("releases/band/stable/latest.json", before)
+        return world
+
+    def test_nothing_older_is_signed(self, world: World) -> None:
+        after = sorted(entry.key for entry in world.store.list("releases/"))
+        for sign in (
+            world.registry.renew,
+            lambda: world.registry.newest("band", "stable"),
+            lambda: world.registry.release(world.made(decoder="third"), "stable", {}),
+            lambda: world.registry.rotate("release"),
+        ):
+            with pytest.raises(UntrustedError, match=r"version 2 was released, and the newest in .* is 1; later"):
+                sign()
+        assert sorted(entry.key for entry in world.store.list("releases/")) == after
+        assert world.playing()["decoder"] == "new"
+
+    def test_an_alias_that_is_gone_is_missed(self, world: World) -> None:
+        for entry in list(world.store.list("releases/")):
+            world.store.delete(entry.key)
+        with pytest.raises(UntrustedError, match=r"newest in .* is none"):
+            world.registry.renew()
+
+    def test_the_operator_can_go_on(self, world: World) -> None:
+        (world.folder / "keys" / "released" / "band@stable.json").unlink()
+        assert [one.version for one in world.registry.renew()] == [2]
+
+    def test_revoked_keys_begin_again(self, world: World) -> None:
+        (world.folder / "keys" / "released" / "band@stable.json").unlink()
+        world.registry.rotate("release", revoke=True)
+        assert world.registry.release(world.made(decoder="fourth"), "stable", {}).version == 1
+        world.registry.rotate("release", revoke=True)
+        assert world.registry.release(world.made(decoder="fifth"), "stable", {}).version == 1
+
+    def test_root_documents_that_are_gone_are_not_made_again(self, world: World) -> None:
+        world.store.delete("keys/root-000001.json")
+        with pytest.raises(KeyFileError, match=r"has the keys of root document 1, .* Put them back"):
+            world.registry.create()
+        assert not list(world.store.list("keys/"))
 
 
 def planted(world: World, name: str = "band", **changes: Any) -> Manifest:

@@ -11,7 +11,8 @@ guarantees. The copy is written last, and then checked against newer releases. A
 withdraws leaves a second release of a version; the one in the copy counts.
 
 An attacker can write anything to the store: only documents that are signed by a key that was not revoked count, and
-only under the name of their version and digest.
+only under the name of their version and digest. Documents that the attacker removes are noticed by the publisher's own
+record of versions: nothing is signed that would take an alias back.
 """
 
 from __future__ import annotations
@@ -19,15 +20,20 @@ from __future__ import annotations
 import contextlib
 import random
 import time
-from collections.abc import Iterator, Sequence
-from datetime import timedelta
+from collections.abc import Callable, Iterator, Sequence
+from datetime import datetime, timedelta
+from pathlib import Path
 
 from tinymusician.artifacts.blobs import blob_key
 from tinymusician.artifacts.envelope import payload_sha256, seal, textual, textual_object
 from tinymusician.artifacts.keys import PrivateKey
 from tinymusician.artifacts.manifest import Manifest
+from tinymusician.artifacts.reference import split_reference
 from tinymusician.artifacts.release import KIND, Release, latest_key, read_release, release_key
+from tinymusician.artifacts.release_record import RecordedRelease, ReleaseRecord
 from tinymusician.artifacts.root_documents import RootDocuments
+from tinymusician.artifacts.run_state import now
+from tinymusician.artifacts.store import Store
 from tinymusician.artifacts.timestamp import KIND as TIMESTAMP
 from tinymusician.artifacts.timestamp import Timestamp, read_timestamp, timestamp_key
 from tinymusician.artifacts.trust import (
@@ -46,6 +52,10 @@ _TRIES, _PAUSE = 20, 0.05
 class ReleaseRegistry(RootDocuments):
     """Releases in a store, signed with keys of a folder that its root documents trust."""
 
+    def __init__(self, store: Store, keys: Path, clock: Callable[[], datetime] = now) -> None:
+        super().__init__(store, keys, clock)
+        self._record = ReleaseRecord(keys)
+
     def rotate(self, role: RoleName, revoke: bool = False, tokens: Sequence[str] = ()) -> RootMetadata:
         """Replace the keys of a role, and sign the newest releases again; what old release keys signed does not count.
 
@@ -57,16 +67,22 @@ class ReleaseRegistry(RootDocuments):
         return after
 
     def renew(self, days: int = DAYS) -> list[Release]:
-        """Sign every alias's newest release again, with the current key and a new expiry date."""
-        return [self._add(self.newest(name, alias), days) for name, alias in self.aliases()]
+        """Sign every alias's newest release again, with the current key and a new expiry date.
+
+        Raises:
+            UntrustedError: releases were removed.
+        """
+        return [self._add(release, days) for release in self._all_newest()]
 
     def check_can_release(self) -> None:
-        """Check that this machine has the pin and as many release keys as must sign.
+        """Check that this machine has the pin and as many release keys as must sign, and can record versions.
 
         Raises:
             KeyFileError: it has not.
+            StoreError: it cannot.
         """
         self._signing_keys("release", self.roots()[-1])
+        self._record.check_writable()
 
     def aliases(self, revoked: bool = False) -> list[tuple[str, str]]:
         """Every name and alias with a trusted release, in order; optionally also those of revoked keys."""
@@ -95,8 +111,10 @@ class ReleaseRegistry(RootDocuments):
 
         Raises:
             NotFoundError: there is none.
+            UntrustedError: later releases were removed.
         """
         releases = self.history(name, alias)
+        self._check_none_removed(f"{name}@{alias}", releases[-1].version if releases else 0)
         if not releases:
             raise NotFoundError(
                 f"release {name}@{alias}: not in {self.store.url}; `tmctl artifacts aliases` lists those that are"
@@ -136,7 +154,38 @@ class ReleaseRegistry(RootDocuments):
             raise KeyFileError(
                 f"store {self.store.url}: its root document {root.version} has no timestamp key, so none is needed"
             )
-        return [self._stamp(self.newest(*one), root, days) for one in self.aliases()]
+        return [self._stamp(release, root, days) for release in self._all_newest()]
+
+    def _all_newest(self) -> list[Release]:
+        """The newest releases of all aliases, those of the record included."""
+        recorded = {split_reference(one) for one in self._record.references() if self._recorded(one) is not None}
+        return [self.newest(*one) for one in sorted(recorded.union(self.aliases()))]
+
+    def _recorded(self, reference: str) -> RecordedRelease | None:
+        """What this machine has released or confirmed, unless all keys that could sign it are revoked since."""
+        recorded = self._record.read(reference)
+        return None if recorded is None or set(recorded.keyids) <= set(self.roots()[-1].revoked) else recorded
+
+    def _check_none_removed(self, reference: str, version: int) -> None:
+        """Check that the newest version in the store is not older than the recorded one.
+
+        Raises:
+            UntrustedError: it is.
+        """
+        recorded = self._recorded(reference)
+        if recorded is not None and version < recorded.version:
+            raise UntrustedError(
+                f"release {reference}: version {recorded.version} was released, and the newest in {self.store.url} is "
+                f"{version or 'none'}; later releases were removed. Put them back, or delete "
+                f"{self._record.path(reference)} to go on from what is there"
+            )
+
+    def _remember(self, release: Release, root: RootMetadata) -> None:
+        """Record a version that is released or confirmed, if it is a later one."""
+        recorded = self._recorded(release.reference)
+        if recorded is None or recorded.version < release.version:
+            keyids = tuple(root.roles["release"].keyids)
+            self._record.write(release.reference, RecordedRelease(version=release.version, keyids=keyids))
 
     def _stamp(self, release: Release, root: RootMetadata, days: int) -> Timestamp:
         """Confirm the release that an alias's latest.json has, which devices read.
@@ -168,6 +217,7 @@ class ReleaseRegistry(RootDocuments):
         )
         data = seal(TIMESTAMP, timestamp.model_dump(mode="json"), self._signing_keys("timestamp", root))
         self.store.put(timestamp_key(release.name, release.alias), data)
+        self._remember(release, root)
         return timestamp
 
     def _timestamp(self, release: Release, root: RootMetadata) -> Timestamp | None:
@@ -187,12 +237,14 @@ class ReleaseRegistry(RootDocuments):
         """
         root = self.roots()[-1]
         keys = self._signing_keys("release", root)
+        self._record.check_writable()
         for file in draft.files:
             if not self.store.exists(blob_key(file.sha256)):
                 raise StoreError(f"release {draft.reference}: {file.path} is not in the store any more; make it again")
         for _ in range(_TRIES):
             moment = self._clock().replace(microsecond=0)
             before = next(self._signed(draft.name, draft.alias), None)
+            self._check_none_removed(draft.reference, before[1].version if before else 0)
             version = before[1].version + 1 if before else 1
             dates = {"created": moment, "expires": moment + timedelta(days=days)}
             release = draft.model_copy(update={"version": version, **dates})
@@ -202,6 +254,7 @@ class ReleaseRegistry(RootDocuments):
             self.store.put(place, data)
             if [one for one, _ in self._signed(draft.name, draft.alias, version)] == [place]:
                 self._point(place, release)
+                self._remember(release, root)
                 self._stamp_if_possible(release, root)
                 return release
             self.store.delete(place)

@@ -13,6 +13,7 @@ from pathlib import Path
 from tinymusician.artifacts import trust
 from tinymusician.artifacts.key_plan import KeyPlan
 from tinymusician.artifacts.keys import (
+    KEYS_VARIABLE,
     PrivateKey,
     add_token_key,
     has_encrypted_keys,
@@ -84,6 +85,11 @@ class RootDocuments:
         """
         if self.store.exists(root_key(1)):
             raise KeyFileError(f"store {self.store.url}: has keys already; `tmctl signing-keys rotate` replaces them")
+        if (pin := read_pin(self._keys)) is not None:
+            raise KeyFileError(
+                f"{self._keys}: has the keys of root document {pin.version}, which {self.store.url} has not: it is "
+                f"another store, or they were removed. Put them back; new keys need an empty folder {KEYS_VARIABLE}"
+            )
         plan = plan or KeyPlan()
         passphrase = new_passphrase() if plan.is_encrypted else None
         keys: dict[RoleName, list[PrivateKey]] = {
