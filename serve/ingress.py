@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import math
 import secrets
 import time
 from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable, Sequence
@@ -64,7 +65,8 @@ class Ingress:
         self._usage = _key_usage(config)
         self._limiter = ConcurrencyLimiter(config.limits.max_concurrent_requests)
         self._downloads = ConcurrencyLimiter(MAX_DOWNLOADS)
-        self._models: tuple[float, ModelList] | None = None
+        self._models: ModelList | None = None
+        self._models_time = self._asked_time = -math.inf
         self._models_lock = asyncio.Lock()
         self._is_stopping = False
         self.metrics = IngressMetrics()
@@ -103,26 +105,33 @@ class Ingress:
             raise ApiError(503, "stopping", f"the endpoint stops ({state})", retry_after=_RESTART_SECONDS)
 
     async def models(self) -> ModelList:
-        """The bundles that generate and that answer questions; engines are asked once a second at most.
+        """The bundles that generate and that answer questions.
+
+        Engines get one such request at a time, and one a second at most, whatever comes of it.
 
         Raises:
             ApiError: no engine is ready, or the endpoint stops.
         """
         self._check_admits()
         async with self._models_lock:
-            if self._models is not None and time.monotonic() - self._models[0] < _FRESH_SECONDS:
-                return self._models[1]
-            try:
-                async with asyncio.timeout(_READY_SECONDS):
-                    model, questions = await asyncio.gather(self._engines.about(), self._question_model())
-            except TimeoutError:  # busy engines queue this like any request
-                if self._models is None or time.monotonic() - self._models[0] > _STALE_SECONDS:
-                    raise _not_ready() from None
-                return self._models[1]
-            except EngineDeadError:
-                raise _not_ready() from None
-            self._models = time.monotonic(), ModelList(data=(model,), questions=questions)
-            return self._models[1]
+            if time.monotonic() - self._asked_time >= _FRESH_SECONDS:
+                await self._update_models()
+                self._asked_time = time.monotonic()
+        if self._models is None or time.monotonic() - self._models_time > _STALE_SECONDS:
+            raise _not_ready()
+        return self._models
+
+    async def _update_models(self) -> None:
+        """Ask an engine. A busy one queues this like any request, so what it last said remains for a while."""
+        try:
+            async with asyncio.timeout(_READY_SECONDS):
+                model, questions = await asyncio.gather(self._engines.about(), self._question_model())
+        except TimeoutError:
+            return
+        except EngineDeadError:
+            self._models = None
+            return
+        self._models, self._models_time = ModelList(data=(model,), questions=questions), time.monotonic()
 
     async def _question_model(self) -> QuestionModelInfo | None:
         """The bundle that answers questions; None while none does: music is generated all the same."""

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Annotated, NamedTuple
 import typer
 
 from jobs.cli.artifact_options import RootDocument, read_root_document
-from jobs.cli.output import emit, print_settings
+from jobs.cli.output import emit, print_settings, warn
 from tinymusician.artifacts.reference import ROOT_KEY_VARIABLE, is_alias
 from tinymusician.bundle_refs import is_packaged_bundle
 from tinymusician.errors import ClusterError, RequestError
@@ -184,8 +184,8 @@ def _deploy(endpoint: ServeDeployment, settings: ServeConfig) -> _Deployed:
     Raises:
         ClusterError: the endpoint cannot be deployed, or another one answers at its address.
     """
-    from jobs.launch.serve_deploy import bundle_at
-    from serve.config import reachable_url
+    from jobs.launch.serve_deploy import bundle_at, sends_files_in_pieces
+    from serve.config import PROXY_CALLBACK, PROXY_CALLBACK_VARIABLE, reachable_url
     from tinymusician.artifacts.open import open_store
 
     expected = None
@@ -199,10 +199,16 @@ def _deploy(endpoint: ServeDeployment, settings: ServeConfig) -> _Deployed:
         return _Deployed(deployment, settings.port)
     url = reachable_url(settings.host, settings.port)
     try:
-        return _Deployed(deployment, settings.port, url, bundle_at(url, expected))
+        deployed = _Deployed(deployment, settings.port, url, bundle_at(url, expected))
     except ClusterError:
         endpoint.restore()
         raise
+    if not sends_files_in_pieces(url):
+        warn(
+            "clients that read bundle files slowly cost Ray's proxy memory without bound; start Ray with "
+            f"{PROXY_CALLBACK_VARIABLE}={PROXY_CALLBACK}"
+        )
+    return deployed
 
 
 def _absolute_if_folder(reference: str) -> str:

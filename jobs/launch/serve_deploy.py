@@ -227,6 +227,12 @@ def bundle_at(url: str, expected: str | None) -> str:
     raise ClusterError(f"endpoint {url}: {problem}")
 
 
+def sends_files_in_pieces(url: str) -> bool:
+    """Whether Ray's proxy at an endpoint has `serve.download_proxy`, which bounds what slow downloads cost."""
+    with urllib.request.urlopen(f"{url}/ready", timeout=_TIMEOUT_SECONDS) as response:  # noqa: S310  # http
+        return RUNNING.decode() in response.headers
+
+
 def _wait_until_idle(url: str, seconds: float, on_change: Callable[[str], None]) -> None:
     """Wait until an endpoint that stops says that no request runs, or until its limit for one has passed."""
     deadline, is_reported = time.monotonic() + seconds, False

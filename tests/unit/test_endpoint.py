@@ -6,10 +6,8 @@ import http.client
 import io
 import json
 import socket
-import time
 import wave
 from collections.abc import Iterator
-from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 from urllib.parse import unquote, urlparse
@@ -403,15 +401,6 @@ def test_a_body_without_content_type_names_the_header(here: Endpoint, path: str,
     assert answer.status_code == 422
     error = answer.json()["error"]
     assert (error["message"], error["field"]) == (f"Content-Type: is missing; {needed} is needed", "Content-Type")
-
-
-def test_probes_ask_an_engine_once_a_second(here: Endpoint) -> None:
-    """Sixty at once, as a load balancer or a stranger sends them: nobody needs a key for /ready."""
-    before, began = here.engines.described, time.monotonic()
-    with ThreadPoolExecutor(20) as pool:
-        answers = list(pool.map(lambda _: requests.get(f"{here.url}/ready", timeout=30).status_code, range(60)))
-    assert set(answers) == {200}
-    assert here.engines.described - before <= 1 + time.monotonic() - began
 
 
 def test_two_hosts_are_refused(here: Endpoint) -> None:
