@@ -33,6 +33,7 @@ from tinymusician.json_types import JsonObject
 _EXPOSED = (
     "Accept-Ranges",
     "Content-Range",
+    "ETag",
     "Retry-After",
     "X-Adherence",
     "X-Bundle",
@@ -206,7 +207,7 @@ def create_app(
             CORSMiddleware,
             allow_origins=allowed_origins,
             allow_methods=["GET", "HEAD", "POST"],
-            allow_headers=["Authorization", "Content-Type", "Range"],
+            allow_headers=["Authorization", "Content-Type", "If-Range", "Range"],
             expose_headers=_EXPOSED,
             max_age=600,
         )

@@ -66,7 +66,7 @@ class Ingress:
         self._limiter = ConcurrencyLimiter(config.limits.max_concurrent_requests)
         self._downloads = ConcurrencyLimiter(MAX_DOWNLOADS)
         self._models: ModelList | None = None
-        self._models_time = self._asked_time = -math.inf
+        self._models_time = self._request_time = -math.inf
         self._models_lock = asyncio.Lock()
         self._is_stopping = False
         self.metrics = IngressMetrics()
@@ -114,9 +114,9 @@ class Ingress:
         """
         self._check_admits()
         async with self._models_lock:
-            if time.monotonic() - self._asked_time >= _FRESH_SECONDS:
+            if time.monotonic() - self._request_time >= _FRESH_SECONDS:
                 await self._update_models()
-                self._asked_time = time.monotonic()
+                self._request_time = time.monotonic()
         if self._models is None or time.monotonic() - self._models_time > _STALE_SECONDS:
             raise _not_ready()
         return self._models

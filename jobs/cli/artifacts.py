@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import sys
 import tempfile
 from collections.abc import Sequence
 from pathlib import Path
@@ -12,7 +11,7 @@ import typer
 
 from jobs.cli import garbage_collection, import_input, releases
 from jobs.cli.artifact_options import Json, Reference, short_reference
-from jobs.cli.output import emit, table, warn
+from jobs.cli.output import emit, print_progress, table, warn
 from jobs.cli.signing_keys import registry
 from tinymusician.artifacts import manifest as manifests
 from tinymusician.artifacts.manifest import FileEntry, Manifest
@@ -78,7 +77,7 @@ def verify(reference: Reference) -> None:
     with tempfile.TemporaryDirectory() as scratch:
         problems = manifests.verify(store, manifest, Path(scratch))
     for problem in problems:
-        print(problem, file=sys.stderr)
+        print_progress(problem)
     if problems:
         raise DigestMismatchError(
             f"artifact {manifest.reference}: {len(problems)} of {len(manifest.files)} files are damaged or missing"

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import sys
 from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
@@ -10,7 +9,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from jobs.cli.engine_options import Threads
-from jobs.cli.output import emit, warn
+from jobs.cli.output import emit, print_progress, warn
 from tinymusician.bundle_refs import resolve_bundle
 from tinymusician.errors import RequestError
 from tinymusician.runtime.audio_lm_bundle import DEFAULT_QUESTION_BUNDLE
@@ -73,7 +72,7 @@ def ask(
         raise RequestError("--option: needs a question")
     if question is not None:
         check_question(question, options or [])
-    answerer = QuestionAnswerer(resolve_bundle(model, lambda path: print(path, file=sys.stderr)), threads)
+    answerer = QuestionAnswerer(resolve_bundle(model, print_progress), threads)
     longest = MAX_SECONDS + 1 if seconds is None else seconds
     clip = read_clip(audio, answerer.shape.sampling_rate, start, longest)
     if seconds is None:

@@ -3,14 +3,13 @@
 from __future__ import annotations
 
 import re
-import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 from jobs.cli.engine_options import Threads
-from jobs.cli.output import emit
+from jobs.cli.output import emit, print_progress
 from tinymusician.bundle_refs import resolve_bundle
 from tinymusician.errors import DataError, RequestError
 from tinymusician.runtime.audio_lm_bundle import DEFAULT_QUESTION_BUNDLE
@@ -68,7 +67,7 @@ def _open_model(
     if (audio is None) != text_only:
         raise RequestError("benchmark: give either --audio DIR or --text-only")
     files = {} if audio is None else find_audio(audio, questions)
-    answerer = QuestionAnswerer(resolve_bundle(model, lambda path: print(path, file=sys.stderr)), threads)
+    answerer = QuestionAnswerer(resolve_bundle(model, print_progress), threads)
     last: tuple[str, AudioState] | None = None
 
     def ask(question: PublishedQuestion, options: tuple[str, ...]) -> Reply:

@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-import sys
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
+from jobs.cli.output import print_progress
 from tinymusician.bundle_refs import resolve_bundle
 
 if TYPE_CHECKING:
@@ -26,7 +26,7 @@ class ClipRanker:
         from tinymusician.runtime.question_answerer import QuestionAnswerer
 
         self._best_of = best_of
-        self._answerer = QuestionAnswerer(resolve_bundle(judge, lambda path: print(path, file=sys.stderr)), threads)
+        self._answerer = QuestionAnswerer(resolve_bundle(judge, print_progress), threads)
         for prompt in prompts:
             rankable_claims(prompt or "", self._answerer.manifest.questions)
 

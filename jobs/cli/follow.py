@@ -7,6 +7,7 @@ import json
 import sys
 import time
 
+from jobs.cli.output import print_progress, printable
 from tinymusician.artifacts.run_state import ENDED, State
 from tinymusician.artifacts.run_summary import RunSummary, summarize
 from tinymusician.artifacts.runs import RunStore
@@ -77,7 +78,7 @@ def _follow_plainly(run: RunStore, quiet: bool) -> State:
     while True:
         summary = summarize(run, is_alive)
         remaining = clock.remaining(summary)
-        line = f"{summary.state} {summary.stage or 'starting'} {summary.steps_done}"
+        line = f"{summary.state} {printable(summary.stage or 'starting')} {summary.steps_done}"
         due = time.monotonic() - printed > _PLAIN_SECONDS or summary.state in ENDED
         if not quiet and line != shown and due:
             left = "" if remaining is None or summary.state in ENDED else f", {_minutes(remaining)} left in this stage"
@@ -86,7 +87,7 @@ def _follow_plainly(run: RunStore, quiet: bool) -> State:
         if summary.state in ENDED:
             return summary.state
         if not quiet and (reason := notice.text(summary)):
-            print(reason, file=sys.stderr, flush=True)
+            print_progress(reason)
         _pause(run)
 
 
@@ -104,7 +105,7 @@ def _follow_with_bar(run: RunStore) -> State:
     from jobs.launch.submit import is_alive
 
     columns = (
-        TextColumn("{task.description}"),
+        TextColumn("{task.description}", markup=False),
         BarColumn(),
         MofNCompleteColumn(),
         TimeElapsedColumn(),
@@ -118,12 +119,12 @@ def _follow_with_bar(run: RunStore) -> State:
             if (summary.stage or "") != stage:
                 stage = summary.stage or ""
                 bars.reset(bar, total=summary.steps)
-            description = f"{stage or 'starting'}{kl.text()}"
+            description = f"{printable(stage or 'starting')}{kl.text()}"
             bars.update(bar, description=description, completed=summary.step, total=summary.steps)
             if summary.state in ENDED:
                 return summary.state
             if reason := notice.text(summary):
-                bars.console.print(reason, highlight=False, markup=False)
+                bars.console.print(printable(reason), highlight=False, markup=False)
             _pause(run)
 
 

@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-import sys
 from typing import Annotated
 
 import typer
 
 from jobs.cli.artifact_options import Json
-from jobs.cli.output import emit, warn
+from jobs.cli.output import emit, print_progress, warn
 from jobs.cli.signing_keys import registry
 from tinymusician.artifacts import garbage_collection as garbage
 from tinymusician.artifacts.open import open_store
@@ -40,7 +39,7 @@ def collect(
         return garbage.find_garbage(store, registry(), keep, shard_days)
 
     plan = find()
-    removed_bytes = garbage.collect(store, find, lambda key: print(key, file=sys.stderr)) if yes else 0
+    removed_bytes = garbage.collect(store, find, print_progress) if yes else 0
     if shard_days is not None and plan.open_runs:
         warn(f"no shards are removed while runs have not ended: {', '.join(plan.open_runs)} (`tmctl stop` ends a run)")
     parts = ("artifacts", "attestations", "shards", "blobs")

@@ -16,7 +16,7 @@ import typer
 
 from jobs.cli.clip_ranker import ClipRanker
 from jobs.cli.engine_options import Threads
-from jobs.cli.output import emit, warn
+from jobs.cli.output import emit, print_progress, warn
 from tinymusician.bundle_refs import resolve_bundle
 from tinymusician.errors import DataError, RequestError
 from tinymusician.runtime.audio_lm_bundle import DEFAULT_QUESTION_BUNDLE
@@ -145,7 +145,7 @@ def generate(
     if normalize is not None:
         check_loudness(normalize, seconds)
     ranker = None if best_of == 1 else ClipRanker(judge, texts, best_of, threads)
-    generator = load_generator(resolve_bundle(model, lambda path: print(path, file=sys.stderr)), threads, provider)
+    generator = load_generator(resolve_bundle(model, print_progress), threads, provider)
     rate, first = generator.codec.shape.sampling_rate, secrets.randbelow(_RANDOM_SEEDS) if seed is None else seed
     one = GenerationRequest(None, seconds, first, guidance, temperature, top_k, top_p, negative_prompt, windows=windows)
     if clip is not None:

@@ -25,6 +25,11 @@ def emit(value: object, as_json: bool, text: str) -> None:
     print(json.dumps(value, indent=2, ensure_ascii=not is_utf8, default=str) if as_json else text, flush=True)
 
 
+def print_progress(text: str) -> None:
+    """Print a line on standard error, at once."""
+    print(printable(text), file=sys.stderr, flush=True)
+
+
 def warn(message: str) -> None:
     """Print a one-line warning on standard error."""
     print(f"warning: {printable(' '.join(message.split()))}", file=sys.stderr)

@@ -11,7 +11,7 @@ from typing import Annotated
 import typer
 
 from jobs.cli.artifact_options import RootDocument, read_root_document
-from jobs.cli.output import emit
+from jobs.cli.output import emit, print_progress
 from tinymusician.artifacts.download import BandwidthLimiter
 from tinymusician.artifacts.installation import InstalledVersion
 from tinymusician.artifacts.manifest import fetch, find
@@ -83,7 +83,7 @@ def pull(
 
 def _pull_unreleased(store: Store, reference: str, to: Path) -> None:
     manifest = find(store, reference)
-    fetch(store, manifest, to, lambda path: print(path, file=sys.stderr))
+    fetch(store, manifest, to, print_progress)
     print(to)
 
 

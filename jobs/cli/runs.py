@@ -10,7 +10,7 @@ from typing import Annotated
 
 import typer
 
-from jobs.cli.output import emit, printable, table, warn
+from jobs.cli.output import emit, print_progress, printable, table, warn
 from tinymusician.artifacts.open import open_store
 from tinymusician.artifacts.run_state import ENDED, PipelineStep
 from tinymusician.artifacts.run_summary import list_runs, summarize
@@ -157,7 +157,7 @@ def logs(
 
     folder = RunStore(open_store(), run)
     if pipeline := folder.record().part_of:
-        print(f"run {run}: a step of pipeline {pipeline}, which has the log", file=sys.stderr)
+        print_progress(f"run {run}: a step of pipeline {pipeline}, which has the log")
         folder = RunStore(folder.store, pipeline)
     reader, decoder = folder.log_reader(), codecs.getincrementaldecoder("utf-8")("replace")
     while True:

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Annotated, NamedTuple
 import typer
 
 from jobs.cli.artifact_options import RootDocument, read_root_document
-from jobs.cli.output import emit, print_settings, warn
+from jobs.cli.output import emit, print_progress, print_settings, warn
 from tinymusician.artifacts.reference import ROOT_KEY_VARIABLE, is_alias
 from tinymusician.bundle_refs import is_packaged_bundle
 from tinymusician.errors import ClusterError, RequestError
@@ -101,7 +101,7 @@ def serve(
     if (chosen := ["--stop"] * stop + ["--check"] * check + ["--dry-run"] * dry_run)[1:]:
         raise RequestError(f"{' '.join(chosen)}: give one of them")
     if stop:
-        ServeDeployment(cluster, start=False).stop(lambda text: print(text, file=sys.stderr, flush=True))
+        ServeDeployment(cluster, start=False).stop(print_progress)
         print("endpoint stopped", file=sys.stderr)
         return
     values: JsonObject = {"host": host, "port": port, "replicas": replicas, "threads": threads}
@@ -194,7 +194,7 @@ def _deploy(endpoint: ServeDeployment, settings: ServeConfig) -> _Deployed:
     if (previous := endpoint.model()) is not None:
         print(f"replaces the endpoint of {previous} on this cluster", file=sys.stderr)
     endpoint.deploy(settings, open_store())
-    deployment = endpoint.wait(lambda text: print(text, file=sys.stderr, flush=True)).id
+    deployment = endpoint.wait(print_progress).id
     if not endpoint.is_here:
         return _Deployed(deployment, settings.port)
     url = reachable_url(settings.host, settings.port)
@@ -255,5 +255,5 @@ def _serve_until_interrupt(endpoint: ServeDeployment, deployment: str) -> None:
             return
         if interrupted.is_set():
             signal.signal(signal.SIGINT, signal.default_int_handler)  # a second Ctrl-C does not wait
-            endpoint.stop(lambda text: print(text, file=sys.stderr, flush=True))
+            endpoint.stop(print_progress)
             return

@@ -76,6 +76,27 @@ def test_incomplete_list_stops_the_collection(world: World, missing: str) -> Non
     assert released.reference not in garbage(world).artifacts
 
 
+def test_an_alias_that_a_list_lacks_altogether(world: World) -> None:
+    """Its name is in no list: the machine that released it knows it."""
+    released = made(world, 1)
+    world.registry.release(released, "beta", {})
+    made(world, 2)
+    registry = ReleaseRegistry(IncompleteList(world.folder / "store", "releases/"), world.folder / "keys", world.clock)
+    with pytest.raises(StoreError, match="lists no version 1 of band@beta"):
+        find_garbage(registry.store, registry, 1, clock=later)
+
+
+def test_artifacts_with_late_dates_push_no_other_out(world: World) -> None:
+    newest = made(world, 1)
+    for number in range(3):
+        planted = world.made(decoder=f"planted {number}")
+        forged = planted.model_copy(update={"created": newest.created + timedelta(days=9000 + number)})
+        for key in (planted.key, attestation_key(planted.reference)):
+            world.store.delete(key)
+        world.store.put(forged.key, forged.canonical())
+    assert newest.key not in garbage(world, keep=3).artifacts
+
+
 def test_only_unreferenced_files_are_collected(world: World, tmp_path: Path) -> None:
     origin = made(world, 0)
     released, unused = made(world, 1, model=origin.reference), made(world, 2)

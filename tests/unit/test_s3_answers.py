@@ -11,7 +11,7 @@ import pytest
 
 from tinymusician.artifacts.open import open_store
 from tinymusician.artifacts.s3 import S3Store
-from tinymusician.errors import AccessDeniedError, StoreError, TransientStoreError
+from tinymusician.errors import AccessDeniedError, NotFoundError, StoreError, TransientStoreError
 
 SECRET = "wJalrXUtnFEMI0K7MDENGbPxRfiCYEXAMPLEKEY"
 
@@ -96,6 +96,16 @@ def test_a_head_request_without_permission(server: Server) -> None:
     server.status = 403
     with pytest.raises(AccessDeniedError, match="s3:ListBucket"):
         S3Store("music").exists("key")
+
+
+def test_a_bucket_that_does_not_exist(server: Server) -> None:
+    """A HEAD's answer has no text."""
+    server.status, server.code = 404, "NoSuchBucket"
+    with pytest.raises(StoreError, match="no such bucket"), S3Store("b", "").stream("k", 0, ""):
+        pass
+    server.code = "NoSuchKey"
+    with pytest.raises(NotFoundError), S3Store("b", "").stream("k", 0, ""):
+        pass
 
 
 def test_a_download_that_is_given_up_ends_its_connection(server: Server) -> None:

@@ -34,7 +34,7 @@ from tinymusician.artifacts import sources as source_module
 from tinymusician.artifacts.blobs import blob_key
 from tinymusician.artifacts.download import BandwidthLimiter, download, read_small
 from tinymusician.artifacts.release import ReleasedFile
-from tinymusician.artifacts.sources import CHUNK, FolderSource, HttpSource, open_source
+from tinymusician.artifacts.sources import CHUNK, FolderSource, HttpSource, Source, open_source
 from tinymusician.errors import AccessDeniedError, DigestMismatchError, NotFoundError, StoreError
 
 SIZE = 2_000_000
@@ -167,6 +167,21 @@ def test_slow_mirror_is_left_and_the_fastest_of_slow_ones_continues(
         assert (len(server.requests), len(other.requests)) == (1, 2)
         starts = [start for _, start in other.requests]
         assert 0 < starts[0] < starts[1], "each continues where the one before stopped"
+
+
+def test_slow_mirror_is_left_for_all_files_together(
+    tmp_path: Path, server: FaultyServer, file: ReleasedFile, data: bytes, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """2 MB alone would take 2 of the 5 s that are allowed, and 8 MB more not; the next file begins at the other one."""
+    monkeypatch.setattr(transfer, "_RATE_SECONDS", 0.2)
+    monkeypatch.setattr(transfer, "_SLOW_SECONDS", 5.0)
+    with faulty_server(server.root) as other:
+        server.faults = [paced(1_000_000)]
+        sources: list[Source] = [HttpSource(server.url), HttpSource(other.url)]
+        download(sources, file, tmp_path / "device", lambda size: None, BandwidthLimiter(), later_bytes=8_000_000)
+        assert (len(server.requests), len(other.requests)) == (1, 1)
+        download(sources, file, tmp_path / "again", lambda size: None, BandwidthLimiter())
+        assert (len(server.requests), len(other.requests)) == (1, 2)
 
 
 def test_slow_mirror_continues_if_the_other_does_not_answer(

@@ -82,42 +82,52 @@ def read_small(source: Source, key: str, max_bytes: int) -> bytes:
 
 
 def download(
-    sources: Sequence[Source], file: ReleasedFile, folder: Path, on_progress: ProgressCallback, limit: BandwidthLimiter
+    sources: list[Source],
+    file: ReleasedFile,
+    folder: Path,
+    on_progress: ProgressCallback,
+    limit: BandwidthLimiter,
+    later_bytes: int = 0,
 ) -> Path:
     """The path of a file below `folder`, downloaded unless it exists.
 
     Sources are tried in turn, with pauses that double while nothing arrives. A source with wrong bytes is tried once
-    more, then excluded. If all are slow, the fastest one continues.
+    more, then excluded. A source is slow if the rest, and the `later_bytes` of other files, would take too long; if all
+    are slow, the fastest one continues. The one that continued after a slow one is then the first of `sources`.
 
     Raises:
         StoreError: no source has the file now; received bytes stay on disk.
         DigestMismatchError: the sources have another value.
     """
     target, partial = folder / "blobs" / file.sha256, folder / "partial" / file.sha256
-    _prepare_folders(target, partial)
-    if _is_complete(target, file):
+    if _is_prepared(target, partial, file):
         return target
-    target.unlink(missing_ok=True)  # damaged
     mirrors, errors, failures = _Mirrors(sources), list[StoreError](), 0
     on_progress(_size(partial))
     for _ in range(_MAX_TRIES * len(sources)):
         source, before = mirrors.current, _size(partial)
         try:
-            digest = _continue(source, file, partial, on_progress, limit, mirrors)
+            pace = _Pace(source.url, limit, mirrors.slow_seconds, later_bytes)
+            digest = _continue(source, file, partial, on_progress, mirrors.one_source_only, pace)
             _finish(partial, digest, target, file, source.url, on_progress)
+            if mirrors.has_slow:
+                sources.sort(key=lambda one: one is not source)
             return target
         except StoreError as error:
             errors.append(error)
-            is_further = _size(partial) > before
-            failures = 0 if is_further else failures + 1
+            failures = 0 if (is_further := _size(partial) > before) else failures + 1
             mirrors.leave(source, error, is_further)
-            count = len(mirrors.remaining)
-            if failures >= _FRUITLESS_TRIES * count:
+            if failures >= _FRUITLESS_TRIES * len(mirrors.remaining):
                 break
-            if failures and failures % count == 0:
-                retry_after = error.retry_after if isinstance(error, TransientStoreError) else 0.0
-                time.sleep(min(_MAX_WAIT, max(retry_after, _FIRST_WAIT * 2 ** (failures // count - 1))))
+            _pause(error, failures, len(mirrors.remaining))
     raise _worst(errors, file)
+
+
+def _pause(error: StoreError, failures: int, count: int) -> None:
+    """Wait when all of `count` sources have failed again."""
+    if failures and failures % count == 0:
+        retry_after = error.retry_after if isinstance(error, TransientStoreError) else 0.0
+        time.sleep(min(_MAX_WAIT, max(retry_after, _FIRST_WAIT * 2 ** (failures // count - 1))))
 
 
 class _Mirrors:
@@ -136,8 +146,13 @@ class _Mirrors:
         return self.remaining[self._index % len(self.remaining)]
 
     @property
+    def has_slow(self) -> bool:
+        """Whether a source was left because it is slow."""
+        return any(self._rates.values())
+
+    @property
     def slow_seconds(self) -> float:
-        """How long the rest of the file may take; infinite if no source is left that has not been tried."""
+        """How long the rest may take; infinite if no source is left that has not been tried."""
         is_last = len(self.remaining) == 1 or all(one.url in self._rates for one in self.remaining)
         return math.inf if is_last or self.one_source_only else _SLOW_SECONDS
 
@@ -153,13 +168,20 @@ class _Mirrors:
             self._index = 0
 
 
-def _prepare_folders(target: Path, partial: Path) -> None:
-    """Create the folders of a download; links in them were not made by this client, and are removed."""
+def _is_prepared(target: Path, partial: Path, file: ReleasedFile) -> bool:
+    """Create the folders of a download, or say that the file is complete.
+
+    Links in them were not made by this client, and are removed; so is a damaged file.
+    """
     for path in (target, partial, _tag_file(partial)):
         if path.is_symlink():
             path.unlink()
     for directory in (target.parent, partial.parent):
         directory.mkdir(parents=True, exist_ok=True)
+    if _is_complete(target, file):
+        return True
+    target.unlink(missing_ok=True)
+    return False
 
 
 def _is_complete(path: Path, file: ReleasedFile) -> bool:
@@ -175,8 +197,8 @@ def _continue(
     file: ReleasedFile,
     partial: Path,
     on_progress: ProgressCallback,
-    limiter: BandwidthLimiter,
-    mirrors: _Mirrors,
+    one_source_only: bool,
+    pace: _Pace,
 ) -> str:
     """Append the missing bytes of a partial file, or start again if the source requires it; returns its SHA-256.
 
@@ -184,7 +206,7 @@ def _continue(
     send all.
     """
     received, (origin, tag) = _size(partial), _origin(partial)
-    if received > file.size or (mirrors.one_source_only and origin != source.url):
+    if received > file.size or (one_source_only and origin != source.url):
         partial.unlink(missing_ok=True)
         on_progress(-received)
         received = 0
@@ -196,7 +218,6 @@ def _continue(
             f"{source.url if from_one_source else ''}\n{response.tag if from_one_source else ''}"
         )
         on_progress(-received if not response.start else 0)
-        pace = _Pace(source.url, limiter, mirrors.slow_seconds)
         with partial.open("r+b" if response.start else "w+b") as out, BackgroundFlush(out) as flush:
             return _append(response, out, file, on_progress, pace, flush)
 
@@ -207,8 +228,8 @@ class _Pace:
     A limit that the user has set is not the source's speed.
     """
 
-    def __init__(self, url: str, limiter: BandwidthLimiter, slow_seconds: float) -> None:
-        self.url, self._limiter, self._slow_seconds = url, limiter, slow_seconds
+    def __init__(self, url: str, limiter: BandwidthLimiter, slow_seconds: float, later_bytes: int) -> None:
+        self.url, self._limiter, self._slow_seconds, self._later_bytes = url, limiter, slow_seconds, later_bytes
         self._began, self._received = 0.0, 0
 
     def start(self) -> None:
@@ -216,7 +237,7 @@ class _Pace:
         self._began = time.monotonic()
 
     def check(self, size: int, left: int) -> None:
-        """Count `size` new bytes, after which `left` are missing.
+        """Count `size` new bytes, after which `left` of the file are missing.
 
         Raises:
             TransientStoreError: fewer arrive than any source must send.
@@ -231,7 +252,7 @@ class _Pace:
         self._began, self._received = time.monotonic(), 0
         if rate < _MIN_RATE and not 0 < limit < 2 * _MIN_RATE:
             raise TransientStoreError(f"{self.url}: sends {rate:.0f} bytes a second")
-        if left > rate * self._slow_seconds and not 0 < limit < 2 * rate:
+        if left + self._later_bytes > rate * self._slow_seconds and not 0 < limit < 2 * rate:
             raise SlowMirror(f"{self.url}: sends {rate:.0f} bytes a second; another mirror is tried", rate)
 
 

@@ -12,10 +12,10 @@ import itertools
 import json
 import re
 import time
-from collections.abc import Callable, Collection, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator
 from dataclasses import dataclass, field
 
-from tinymusician.artifacts.attestations import attestation_key
+from tinymusician.artifacts.attestations import attestation_key, is_attested
 from tinymusician.artifacts.blobs import GRACE, blob_key
 from tinymusician.artifacts.manifest import Manifest, list_manifests
 from tinymusician.artifacts.registry import ReleaseRegistry
@@ -66,7 +66,8 @@ def find_garbage(
     releases = _released(registry, {one.name for one in manifests.values()})
     open_runs = dict(_open_runs(store))
     records = [*open_runs.values(), *_resumable_records(store)]
-    needed = _closure(_live_manifests(list(manifests.values()), releases, records, keep), manifests)
+    newest = _newest(store, manifests.values(), keep)
+    needed = _closure(newest | _live_references(releases, records), manifests)
     dropped = {one.key for name, one in manifests.items() if name not in needed}
     artifacts = {
         entry.key: entry.size for entry in store.list("artifacts/") if entry.key in dropped and entry.modified <= old
@@ -83,8 +84,8 @@ def find_garbage(
         for entry in store.list("blobs/sha256/")
         if entry.key not in live_blobs and entry.modified <= old
     }
-    attested = {attestation_key(name): one.key for name, one in manifests.items()}
-    return GcPlan(artifacts, shards, blobs, _attestations(store, attested, artifacts, old), tuple(open_runs))
+    keys = {attestation_key(name): one.key for name, one in manifests.items()}
+    return GcPlan(artifacts, shards, blobs, _attestations(store, keys, artifacts, old), tuple(open_runs))
 
 
 def _attestations(
@@ -134,7 +135,8 @@ def _released(registry: ReleaseRegistry, names: Collection[str]) -> list[Release
     """
     releases: list[Release] = []
     listed = registry.aliases(revoked=True)
-    for name, alias in itertools.product(sorted({*names, *(name for name, _ in listed)}), _aliases(listed)):
+    possible = itertools.product({*names, *(name for name, _ in listed)}, _aliases(listed))
+    for name, alias in sorted({*possible, *registry.recorded()}):
         latest = registry.latest(name, alias)
         versions = [one.version for one in registry.history(name, alias, revoked=True)] if latest else []
         if latest is not None and latest.version not in versions:
@@ -142,6 +144,8 @@ def _released(registry: ReleaseRegistry, names: Collection[str]) -> list[Release
                 f"nothing was collected: {registry.store.url} lists no version {latest.version} of {latest.reference}, "
                 "which its latest.json has; a store must list what it has (`tmctl artifacts renew` writes it again)"
             )
+    for pair in registry.recorded():
+        registry.newest(*pair)  # raises if the list lacks it altogether
     for pair in listed:
         counting = registry.history(*pair)
         last = list(dict.fromkeys(release.artifact for release in reversed(counting)))[:RETAINED_RELEASES]
@@ -173,16 +177,22 @@ def _resumable_records(store: Store) -> Iterator[str]:
             yield run.record().model_dump_json()
 
 
-def _live_manifests(
-    manifests: Sequence[Manifest], releases: Collection[Release], records: Collection[str], keep: int
-) -> set[str]:
-    """The roots: releases, the newest artifacts of every name, and artifacts that the runs of these records name."""
-    newest: dict[str, list[str]] = {}
+def _newest(store: Store, manifests: Iterable[Manifest], count: int) -> set[str]:
+    """The newest artifacts of every name, of `manifests` from the oldest to the newest.
+
+    The attested ones count alone, too: anybody who can write to the store can give an artifact a late date.
+    """
+    by_name: dict[tuple[str, bool], list[str]] = {}
     for one in manifests:
-        newest.setdefault(one.name, []).append(one.reference)
-    live = {release.artifact for release in releases}
-    live |= {reference for references in newest.values() for reference in references[-keep:]}
-    return live | {reference for record in records for reference in _REFERENCE.findall(record)}
+        for is_trusted in (False, True) if is_attested(store, one.reference) else (False,):
+            by_name.setdefault((one.name, is_trusted), []).append(one.reference)
+    return {reference for references in by_name.values() for reference in references[-count:]}
+
+
+def _live_references(releases: Collection[Release], records: Collection[str]) -> set[str]:
+    """The artifacts of releases, and those that the runs of these records name."""
+    named = {reference for record in records for reference in _REFERENCE.findall(record)}
+    return named | {release.artifact for release in releases}
 
 
 def _closure(roots: Collection[str], manifests: dict[str, Manifest]) -> set[str]:

@@ -168,8 +168,10 @@ class PullClient:
 
             return count
 
-        for file in release.files:
-            download(self._sources, file, self.installation.folder, arrived(file.path), limiter)
+        sources = list(self._sources)
+        for number, file in enumerate(release.files, 1):
+            later = sum(one.size for one in release.files[number:])
+            download(sources, file, self.installation.folder, arrived(file.path), limiter, later)
 
     def _keep(self, record: InstallState) -> None:
         if record != self.installation.record():

@@ -90,6 +90,10 @@ class ReleaseRegistry(RootDocuments):
         aliases = sorted({(part[1], part[2]) for part in parts if len(part) == 4})
         return [one for one in aliases if next(self._signed(*one, revoked=revoked), None) is not None]
 
+    def recorded(self) -> list[tuple[str, str]]:
+        """Every name and alias of which this machine has released or confirmed a version that still counts."""
+        return [split_reference(one) for one in self._record.references() if self._recorded(one) is not None]
+
     def history(self, name: str, alias: str, revoked: bool = False) -> list[Release]:
         """All trusted releases of an alias, oldest first; optionally also those of revoked keys."""
         copied = self._copied(name, alias)
@@ -158,8 +162,7 @@ class ReleaseRegistry(RootDocuments):
 
     def _all_newest(self) -> list[Release]:
         """The newest releases of all aliases, those of the record included."""
-        recorded = {split_reference(one) for one in self._record.references() if self._recorded(one) is not None}
-        return [self.newest(*one) for one in sorted(recorded.union(self.aliases()))]
+        return [self.newest(*one) for one in sorted({*self.aliases(), *self.recorded()})]
 
     def _recorded(self, reference: str) -> RecordedRelease | None:
         """What this machine has released or confirmed, unless all keys that could sign it are revoked since."""

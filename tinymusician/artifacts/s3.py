@@ -174,12 +174,23 @@ class S3Store:
         """
         target = {"Bucket": self._bucket, "Key": self._key(key)}
         with self._translate_errors("read", key):
-            head = self._client.head_object(**target)
+            head = self._head(target)
             offset = start if tag in ("", head["ETag"]) and start < head["ContentLength"] else 0
             range_header = {"Range": f"bytes={offset}-"} if offset else {}
             body = self._client.get_object(**target, IfMatch=head["ETag"], **range_header)["Body"]
         with contextlib.closing(body):
             yield offset, head["ETag"], self._chunks(body, key)
+
+    def _head(self, target: dict[str, str]) -> Any:
+        """The headers of a value. A HEAD's error has no text: a GET says whether the key or the bucket is missing."""
+        from botocore.exceptions import ClientError
+
+        try:
+            return self._client.head_object(**target)
+        except ClientError as error:
+            if error.response["Error"]["Code"] not in _MISSING:
+                raise
+            return self._client.get_object(**target)
 
     def _chunks(self, body: Any, key: str) -> Iterator[bytes]:
         with self._translate_errors("read", key):
