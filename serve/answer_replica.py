@@ -7,6 +7,7 @@ import tempfile
 import threading
 from collections.abc import AsyncGenerator, Callable, Sequence
 from contextlib import aclosing
+from functools import partial
 from pathlib import Path
 from typing import NamedTuple, TypeVar
 
@@ -16,7 +17,9 @@ from serve.bundle_follower import BundleFollower
 from serve.bundle_source import ResolvedBundle, questions_config
 from serve.byte_range import ByteRange
 from serve.config import ServeConfig
+from serve.gauge_refresh import GaugeRefresh
 from serve.log import log_event
+from serve.metrics import expiry_gauge
 from serve.schemas import AnswerOption, AudioAnswer, AudioAnswers, ClipRanking, QuestionModelInfo
 from tinymusician.errors import DataError, RequestError, contain_panics
 from tinymusician.runtime.audio_reader import SUFFIXES, LoadedClip, read_clip
@@ -68,15 +71,18 @@ class AnswerReplica:
         """
         self._config = questions_config(config)
         self._follower = BundleFollower(self._config, self._load)
+        self._gauges = GaugeRefresh(partial(self._follower.update_expiry, expiry_gauge()))
         self._slots = asyncio.Semaphore(_CONCURRENT)
 
     def close(self) -> None:
         """Stop polling the alias."""
+        self._gauges.close()
         self._follower.close()
 
     async def check_health(self) -> None:
         """Called by Ray Serve periodically; a replica that raises is replaced."""
         self._follower.check_health()
+        self._gauges.check_health()
 
     async def ask(
         self, audio: UploadedAudio, question: str | None, options: Sequence[str], request_id: str

@@ -10,11 +10,12 @@ import threading
 from collections.abc import Callable
 from typing import Generic, Literal, Protocol, TypeVar
 
+from ray.util.metrics import Gauge
+
 from serve.bundle_files import ServedFiles
 from serve.bundle_source import ResolvedBundle, open_bundle_source
 from serve.config import ServeConfig
 from serve.log import log_event
-from tinymusician.artifacts.pull import SignedDocument
 from tinymusician.artifacts.run_state import now
 from tinymusician.errors import EngineError, contain_panics
 
@@ -71,9 +72,10 @@ class BundleFollower(Generic[LoadedT]):
         if self._thread is not None and not self._thread.is_alive() and not self._closed.is_set():
             raise EngineError("the thread that follows the alias has ended")
 
-    def seconds_until_expiry(self) -> dict[SignedDocument, float]:
-        """How long the signed documents of the alias are valid; nothing for a bundle without a release."""
-        return {document: (date - now()).total_seconds() for document, date in self._source.expiries.items()}
+    def update_expiry(self, gauge: Gauge) -> None:
+        """Set how long the signed documents of the alias are valid; nothing for a bundle without a release."""
+        for document, date in dict(self._source.expiries).items():
+            gauge.set((date - now()).total_seconds(), tags={"document": document})
 
     def close(self) -> None:
         """Stop polling the alias, and close the bundle."""

@@ -153,6 +153,7 @@ class EngineReplica:
         if not self._bundle.loop.is_alive:
             raise EngineError("the engine's thread has ended")
         self._follower.check_health()
+        self._gauges.check_health()
 
     def _default_seconds(self, bundle: LoadedBundle) -> float:
         """The length of a request that gives none."""
@@ -196,7 +197,6 @@ class EngineReplica:
     def _update_gauges(self) -> None:
         engine, version = self._bundle.generator.engine, self._bundle.source.version
         self._metrics.version.set(version.release.version if version else 0)
-        for document, seconds in self._follower.seconds_until_expiry().items():
-            self._metrics.expiry.set(seconds, tags={"document": document})
+        self._follower.update_expiry(self._metrics.expiry)
         self._metrics.rows.set(engine.rows)
         self._metrics.waiting.set(engine.waiting)

@@ -5,6 +5,8 @@ from __future__ import annotations
 import threading
 from collections.abc import Callable
 
+from tinymusician.errors import EngineError
+
 _SECONDS = 5.0
 
 
@@ -15,6 +17,15 @@ class GaugeRefresh:
         self._update, self._seconds, self._closed = update, seconds, threading.Event()
         self._thread = threading.Thread(target=self._repeat, name="gauge-refresh", daemon=True)
         self._thread.start()
+
+    def check_health(self) -> None:
+        """Check that the gauges are set.
+
+        Raises:
+            EngineError: the thread that does it has ended.
+        """
+        if not self._thread.is_alive() and not self._closed.is_set():
+            raise EngineError("the thread that sets the gauges has ended")
 
     def close(self) -> None:
         """Stop; `update` is not called again."""

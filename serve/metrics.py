@@ -26,6 +26,12 @@ class IngressMetrics:
         self.engine_failures = Counter("tinymusician_engine_failures", "Engines that died while they ran a request.")
 
 
+def expiry_gauge() -> Gauge:
+    """Of the release that a replica follows, whether its bundle generates or answers questions."""
+    description = "Time until a signed document expires: root, release or timestamp."
+    return Gauge("tinymusician_seconds_until_expiry", description, ("document",))
+
+
 class EngineMetrics:
     """One engine replica."""
 
@@ -40,9 +46,5 @@ class EngineMetrics:
             "tinymusician_bundle_switches", "New bundles, by outcome: accepted or rejected.", ("outcome",)
         )
         self.store_errors = Counter("tinymusician_store_errors", "Polls of the alias that failed.")
-        self.expiry = Gauge(
-            "tinymusician_seconds_until_expiry",
-            "Time until a signed document expires: root, release or timestamp.",
-            ("document",),
-        )
+        self.expiry = expiry_gauge()
         self.version = Gauge("tinymusician_bundle_version", "Version of the loaded release; 0 if it is none.")

@@ -218,6 +218,8 @@ def test_secrets_are_named_not_written(overlay: str) -> None:
         secrets = {one["secret"]["secretName"] for one in template["spec"]["volumes"] if "secret" in one}
         assert all(f"secret generic {one} " in PAGE for one in secrets)
         assert ("signing-keys" in secrets) == (overlay == "overlays/cpu" and name == "music-head")
+        if name.startswith("endpoint") or "engine" in name:
+            assert secrets == {"store-reader", "api-keys"}, "the endpoint faces the internet, and writes nothing"
         assert ("job-keys" in secrets) == (name in ("music-head", "run-name-head")), "workers run users' code"
     (settings,) = of_kind(overlay, "ConfigMap")
     assert not {"AWS_SECRET_ACCESS_KEY", "RAY_AUTH_TOKEN"} & set(settings["data"])
