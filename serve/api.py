@@ -19,7 +19,7 @@ from starlette.middleware.cors import CORSMiddleware
 from starlette.types import Scope
 
 from serve.api_keys import ApiKey
-from serve.body_size import BodyDeadlineMiddleware, BodySizeLimitMiddleware, UploadAuthenticationMiddleware, path_of
+from serve.body_size import AuthenticationMiddleware, BodyDeadlineMiddleware, BodySizeLimitMiddleware, path_of
 from serve.config import RequestLimits
 from serve.encoders import MEDIA_TYPES
 from serve.errors import ApiError, error_response
@@ -51,7 +51,7 @@ _CODES: dict[int, ErrorCode] = {
     408: "request_timeout",
     413: "too_large",
 }
-_QUESTIONS = "/v1/audio/questions"
+_GENERATIONS, _QUESTIONS = "/v1/audio/generations", "/v1/audio/questions"
 _PAGE = Path(__file__).parent / "page"
 _DESCRIPTIONS = {
     400: "The body is not JSON.",
@@ -136,7 +136,7 @@ def create_app(
     Key = Annotated[ApiKey | None, Depends(authenticate)]
 
     @app.post(
-        "/v1/audio/generations",
+        _GENERATIONS,
         response_class=Response,
         responses=_AUDIO | _error_responses(400, 401, 408, 413, 422, 429, 500, 503, 504),
         summary="Generate audio",
@@ -199,7 +199,7 @@ def create_app(
     _add_error_handlers(app)
     app.add_middleware(BodyDeadlineMiddleware, seconds=limits.body_timeout_s)
     app.add_middleware(BodySizeLimitMiddleware, limit=limits.body, paths={_QUESTIONS: limits.upload})
-    app.add_middleware(UploadAuthenticationMiddleware, paths=(_QUESTIONS,), authenticate=ingress.authenticate)
+    app.add_middleware(AuthenticationMiddleware, paths=(_GENERATIONS, _QUESTIONS), authenticate=ingress.authenticate)
     if not ingress.has_api_keys:
         app.add_middleware(LoopbackHostMiddleware, allowed_origins=allowed_origins)
     if allowed_origins:

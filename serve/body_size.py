@@ -11,8 +11,8 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 from serve.errors import ApiError, error_response
 
 
-class UploadAuthenticationMiddleware:
-    """ASGI middleware: authenticates before a body is received on these paths, so strangers cannot fill the disk."""
+class AuthenticationMiddleware:
+    """ASGI middleware: authenticates before a body is received on these paths, so a stranger's costs nothing."""
 
     def __init__(self, app: ASGIApp, paths: Collection[str], authenticate: Callable[[str | None], object]) -> None:
         """`authenticate` gets the Authorization header, and raises `ApiError` for one that is not accepted."""

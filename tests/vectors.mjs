@@ -142,7 +142,7 @@ function confirm(bytes, reference, signed, { version, digest }, now) {
   dates(content);
   insist(`${content.name}@${content.alias}` === reference, "somebody put it in its place");
   const [created, expires] = [Date.parse(content.created), Date.parse(content.expires)];
-  insist(expires - created < 31 * 86_400_000, "for more than 30 days");
+  insist(expires - created <= 30 * 86_400_000, "for more than 30 days");
   insist(content.version === version && content.sha256 === digest, "of another release");
   insist(expires > now, "the timestamp expired");
 }

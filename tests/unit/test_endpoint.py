@@ -424,6 +424,7 @@ def test_keys_open_and_bound(bundle: Path, tmp_path: Path) -> None:
         shut = here.generate(prompt=MARCH)
         assert (shut.status_code, shut.headers["WWW-Authenticate"]) == (401, "Bearer")
         assert requests.get(f"{here.url}/v1/models", timeout=10).status_code == 401
+        assert requests.post(f"{here.url}/v1/audio/generations", data="{", timeout=10).status_code == 401, "body unread"
         headers = {"Authorization": f"Bearer {text}"}
         assert [here.generate(prompt=MARCH, headers=headers).status_code for _ in range(3)] == [200, 200, 429]
         with edit_keys(path) as keys:

@@ -300,7 +300,7 @@ def _finish(
         )
     with partial.open("rb") as whole:
         os.fsync(whole.fileno())
-    partial.chmod(0o444)
+    partial.chmod(partial.stat().st_mode & 0o444)  # as the umask allows
     os.replace(partial, target)
     _tag_file(partial).unlink(missing_ok=True)
 

@@ -200,4 +200,4 @@ def _link(blob: Path, path: Path) -> None:
         os.link(blob, path)
     except OSError:  # a file system without hard links
         shutil.copyfile(blob, path)
-        path.chmod(0o444)
+        path.chmod(path.stat().st_mode & 0o444)

@@ -7,7 +7,7 @@ else: whoever steals it cannot release anything. A root document without the rol
 
 from __future__ import annotations
 
-from datetime import datetime
+from datetime import datetime, timedelta
 
 from pydantic import Field
 
@@ -55,7 +55,7 @@ def read_timestamp(data: bytes, reference: str, signers: Signers) -> Timestamp:
         raise UntrustedError(f"{title}: its format is {timestamp.spec}, and this client reads {SPEC}; update the app")
     if timestamp.reference != reference:
         raise UntrustedError(f"{title}: the source has {timestamp.reference} in its place")
-    if (timestamp.expires - timestamp.created).days > LONGEST_DAYS:
+    if timestamp.expires - timestamp.created > timedelta(days=LONGEST_DAYS):
         raise UntrustedError(f"{title}: is valid for more than {LONGEST_DAYS} days")
     return timestamp
 
