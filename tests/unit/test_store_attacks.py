@@ -107,6 +107,13 @@ class TestRemovedReleases:
         assert not list(world.store.list("keys/"))
 
 
+def test_another_form_of_a_root_document_stops_nobody(world: World) -> None:
+    """Blanks in the envelope change no signature."""
+    key = "keys/root-000001.json"
+    world.store.put(key, json.dumps(json.loads(world.store.get(key)), indent=4).encode())
+    assert [one.version for one in world.registry.roots()] == [1]
+
+
 def planted(world: World, name: str = "band", **changes: Any) -> Manifest:
     """An artifact that the attacker writes; it has a digest of its own, and no driver attests it."""
     folder = world.folder / "planted"

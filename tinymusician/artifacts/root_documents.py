@@ -5,12 +5,12 @@ keys/root-000001.json      root documents, numbered without gaps; each is signed
 
 from __future__ import annotations
 
-import hashlib
 from collections.abc import Callable, Sequence
 from datetime import datetime
 from pathlib import Path
 
 from tinymusician.artifacts import trust
+from tinymusician.artifacts.envelope import payload_sha256
 from tinymusician.artifacts.key_plan import KeyPlan
 from tinymusician.artifacts.keys import (
     KEYS_VARIABLE,
@@ -64,7 +64,7 @@ class RootDocuments:
             except NotFoundError:
                 break
             roots.append(read_root(data, version, roots[-1].signers("root")) if roots else read_first(data))
-            digests[version] = hashlib.sha256(data).hexdigest()
+            digests[version] = payload_sha256(data, f"root document {version}")
         if not roots:
             raise KeyFileError(
                 f"store {self.store.url}: has no root document; `tmctl signing-keys create` makes keys and one"
@@ -163,5 +163,5 @@ class RootDocuments:
             )
         pin = read_pin(self._keys)
         first = pin.root if pin and root.version > 1 else root.public_keys("root")[0]
-        write_pin(self._keys, RootPin(root=first, version=root.version, sha256=hashlib.sha256(data).hexdigest()))
+        write_pin(self._keys, RootPin(root=first, version=root.version, sha256=payload_sha256(data, "root document")))
         return root

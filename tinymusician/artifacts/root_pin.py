@@ -16,7 +16,7 @@ PIN = "pin.json"
 
 
 class RootPin(BaseModel):
-    """The first public root key, and the version and SHA-256 of the newest root document."""
+    """The first public root key, and the version of the newest root document and the SHA-256 of its payload."""
 
     model_config = ConfigDict(extra="forbid", frozen=True)
 
