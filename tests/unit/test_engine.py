@@ -338,6 +338,6 @@ def test_a_decoder_that_gives_nan(generator: MusicGenerator, model: Any, name: s
         broken.decoder.lm_heads[0].weight.fill_(float("nan"))
     write_bundle(broken, model_location(name) / "tokenizer.json", tmp_path)
     other = load_generator(tmp_path, threads=1)
-    with pytest.raises(EngineError, match="no finite numbers at step 0"):
+    with pytest.raises(EngineError, match="logits are not finite at step 0"):
         other.generate(GenerationRequest(PROMPT, seconds=1))
     assert other.engine.is_idle
