@@ -154,12 +154,18 @@ def test_mirror_below_the_minimum_speed(
         assert SIZE // 2 <= start < SIZE // 2 + 1000
 
 
-def test_slow_mirror_is_left_and_the_fastest_of_slow_ones_continues(
-    tmp_path: Path, server: FaultyServer, file: ReleasedFile, data: bytes, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """Both would need more than 5 s for 2 MB: 100 s and 20 s. A second request is fast here."""
+@pytest.fixture
+def short_limits(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A source is measured over 0.2 s, and slow if more than 5 s are missing."""
     monkeypatch.setattr(transfer, "_RATE_SECONDS", 0.2)
     monkeypatch.setattr(transfer, "_SLOW_SECONDS", 5.0)
+
+
+@pytest.mark.usefixtures("short_limits")
+def test_slow_mirror_is_left_and_the_fastest_of_slow_ones_continues(
+    tmp_path: Path, server: FaultyServer, file: ReleasedFile, data: bytes
+) -> None:
+    """Both would need more than 5 s for 2 MB: 100 s and 20 s. A second request is fast here."""
     with faulty_server(server.root) as other:
         server.faults, other.faults = [paced(20_000)], [paced(100_000)]
         sources = [HttpSource(server.url), HttpSource(other.url)]
@@ -169,12 +175,9 @@ def test_slow_mirror_is_left_and_the_fastest_of_slow_ones_continues(
         assert 0 < starts[0] < starts[1], "each continues where the one before stopped"
 
 
-def test_slow_mirror_is_left_for_all_files_together(
-    tmp_path: Path, server: FaultyServer, file: ReleasedFile, data: bytes, monkeypatch: pytest.MonkeyPatch
-) -> None:
+@pytest.mark.usefixtures("short_limits")
+def test_slow_mirror_is_left_for_all_files_together(tmp_path: Path, server: FaultyServer, file: ReleasedFile) -> None:
     """2 MB alone would take 2 of the 5 s that are allowed, and 8 MB more not; the next file begins at the other one."""
-    monkeypatch.setattr(transfer, "_RATE_SECONDS", 0.2)
-    monkeypatch.setattr(transfer, "_SLOW_SECONDS", 5.0)
     with faulty_server(server.root) as other:
         server.faults = [paced(1_000_000)]
         sources: list[Source] = [HttpSource(server.url), HttpSource(other.url)]
