@@ -39,7 +39,7 @@ class Ray:
     """A Ray of the tests' own: other ports than the user's, its files under a short temporary path."""
 
     def __init__(self, folder: Path, environment: dict[str, str]) -> None:
-        self.folder, self.address = folder, ""
+        self.folder, self.address, self.gcs_port = folder, "", 0
         self.environment = {
             **os.environ,
             **environment,
@@ -52,14 +52,14 @@ class Ray:
         self.environment.pop("OMP_NUM_THREADS", None)  # Ray sets it: the CPUs that a worker has
 
     def start(self) -> None:
-        gcs, dashboard = free_port(), free_port()
+        self.gcs_port, dashboard = free_port(), free_port()
         self.address = f"http://127.0.0.1:{dashboard}"
         self.environment["TMCTL_CLUSTER"] = self.address
         command = [
             str(BIN / "ray"),
             "start",
             "--head",
-            f"--port={gcs}",
+            f"--port={self.gcs_port}",
             f"--dashboard-port={dashboard}",
             "--num-cpus=2",
         ]

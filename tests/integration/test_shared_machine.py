@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import subprocess
 from collections.abc import Iterator
 from pathlib import Path
@@ -10,6 +9,7 @@ from pathlib import Path
 import pytest
 import requests
 
+from jobs.launch.local_ray import LocalRay
 from tests.ray_cluster import BIN, Ray, settings, wait_for
 from tests.s3_server import free_port
 from tinymusician.artifacts.runs import RunStore
@@ -25,7 +25,7 @@ class LocalUser:
     def __init__(self, ray: Ray, folder: Path) -> None:
         state = folder / "state" / "tinymusician" / "local-ray.json"
         state.parent.mkdir(parents=True)
-        state.write_text(json.dumps({"address": ray.address, "gcs_port": 0}))
+        state.write_text(LocalRay(address=ray.address, gcs_port=ray.gcs_port).model_dump_json())
         self.store = LocalStore(folder / "store")
         self.environment = {**ray.environment, "XDG_STATE_HOME": str(folder / "state"), "TMCTL_STORE": self.store.url}
         del self.environment["TMCTL_CLUSTER"]

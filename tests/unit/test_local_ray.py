@@ -141,6 +141,22 @@ def test_what_the_machine_lacks_is_one_line(
     assert "\n" not in str(error.value)
 
 
+@pytest.mark.parametrize(("failures", "starts"), [("timed out during startup", 2), ("another reason", 1)])
+def test_a_start_that_takes_too_long_is_tried_twice(
+    home: Path, monkeypatch: pytest.MonkeyPatch, failures: str, starts: int
+) -> None:
+    """A program in Ray's place, which fails whenever it is to start a head."""
+    ray = home / "ray"
+    script = f'#!/bin/sh\necho "$1" >> {home}/calls\n[ "$1" = start ] || exit 0\necho "{failures}" >&2\nexit 1\n'
+    ray.write_text(script)
+    ray.chmod(0o700)
+    monkeypatch.setattr(local_ray, "_ray", lambda: str(ray))
+    with pytest.raises(ClusterError, match=failures):
+        local_ray.start()
+    assert (home / "calls").read_text().split().count("start") == starts
+    assert not (home / "state").exists(), "no Ray is remembered"
+
+
 @pytest.mark.usefixtures("home")
 def test_an_explicit_address_wins(monkeypatch: pytest.MonkeyPatch) -> None:
     assert configured_address(None) is None
