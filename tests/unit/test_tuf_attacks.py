@@ -6,6 +6,7 @@ docs/tuf.md has the same rows. What is not here is in test_pull.py, and as vecto
 from __future__ import annotations
 
 import json
+import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager
 from datetime import timedelta
@@ -113,6 +114,16 @@ class TestFreeze:
         stamped.store.put(latest_key("band", "stable"), first)
         with pytest.raises(UntrustedError, match=r"version 2 was confirmed, .* later releases were removed"):
             stamped.registry.stamp(7)
+
+    def test_nothing_is_confirmed_that_cannot_be_recorded(self, stamped: Planned) -> None:
+        place = timestamp_key("band", "stable")
+        before, records = stamped.store.get(place), stamped.folder / "keys" / "released"
+        shutil.rmtree(records)
+        records.write_text("no folder")
+        stamped.later(1)
+        with pytest.raises(StoreError, match=r"released: cannot be written; TMCTL_RELEASE_RECORD names"):
+            stamped.registry.stamp(7)
+        assert stamped.store.get(place) == before
 
     def test_without_the_role_none_is_needed(self, world: World) -> None:
         with pytest.raises(KeyFileError, match="has no timestamp key, so none is needed"):

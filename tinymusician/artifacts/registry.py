@@ -152,12 +152,14 @@ class ReleaseRegistry(RootDocuments):
 
         Raises:
             KeyFileError: the root document has no such role, or its key is not here.
+            StoreError: this machine cannot record what it confirms.
         """
         root = self.roots()[-1]
         if not root.has_timestamp:
             raise KeyFileError(
                 f"store {self.store.url}: its root document {root.version} has no timestamp key, so none is needed"
             )
+        self._record.check_writable()
         return [self._stamp(release, root, days) for release in self._all_newest()]
 
     def _all_newest(self) -> list[Release]:

@@ -62,7 +62,7 @@ class ReleaseRecord:
         """
         with contextlib.suppress(OSError):
             self.folder.mkdir(parents=True, exist_ok=True)
-        if not os.access(self.folder, os.W_OK):
+        if not (self.folder.is_dir() and os.access(self.folder, os.W_OK)):
             raise StoreError(f"{self.folder}: cannot be written; {RECORD_VARIABLE} names a folder that lasts")
 
     def write(self, reference: str, release: RecordedRelease) -> None:
