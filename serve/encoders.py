@@ -10,6 +10,7 @@ import numpy as np
 import numpy.typing as npt
 
 from serve.schemas import AudioFormat
+from tinymusician.runtime.pcm16 import to_pcm16
 
 Samples = npt.NDArray[np.float32]
 MEDIA_TYPES: dict[AudioFormat, str] = {"wav": "audio/wav", "flac": "audio/flac", "opus": "audio/ogg"}
@@ -52,7 +53,7 @@ class WavEncoder:
 
     def feed(self, samples: Samples) -> bytes:
         header, self._header = self._header, b""
-        return header + (np.clip(samples, -1, 1) * 32767).round().astype("<i2").tobytes()
+        return header + to_pcm16(samples).astype("<i2").tobytes()
 
     def end(self) -> bytes:
         return b""

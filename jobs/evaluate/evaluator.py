@@ -37,6 +37,7 @@ from tinymusician.json_types import JsonObject
 from tinymusician.models.likelihood import code_entropies, cross_entropies
 from tinymusician.runtime.audio_reader import resampled
 from tinymusician.runtime.cpus import available_cpus
+from tinymusician.runtime.pcm16 import from_pcm16, to_pcm16
 
 
 class Evaluator:
@@ -139,7 +140,7 @@ class Evaluator:
         if not cache.missing():
             return
         rate, generated = self.models.facts(model_id).rate, self.generated(model_id, clips)
-        waves = [clip["wave"].astype(np.float32) / 32767 for clip in generated]
+        waves = [from_pcm16(clip["wave"]) for clip in generated]
         arrays = self.features.compute(lambda target_rate: [resampled(wave, rate, target_rate) for wave in waves])
         arrays["health"] = np.stack([clip["health"] for clip in generated])
         arrays["valid"] = arrays["health"][:, 0] > 0
@@ -235,5 +236,5 @@ class Evaluator:
 def _as_arrays(clip: GeneratedClip, rate: int) -> Arrays:
     """A clip with 16-bit samples, as in a file, and the health of its original samples."""
     health = examine(clip.wave, rate, clip.codes)
-    wave = np.round(np.clip(np.nan_to_num(clip.wave), -1, 1) * 32767).astype(np.int16)
+    wave = to_pcm16(np.nan_to_num(clip.wave))
     return {"codes": clip.codes.astype(np.int16), "wave": wave, "health": np.array(astuple(health), np.float64)}

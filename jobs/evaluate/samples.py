@@ -4,14 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
 
-import numpy as np
-
 from jobs.evaluate.evaluator import Evaluator
 from jobs.evaluate.open import has_clips
 from tinymusician.errors import DataError
 from tinymusician.evaluate.audio import encode_flac
 from tinymusician.evaluate.results import REAL, AudioClip, FolderResult, ModelResult, PromptSamples
 from tinymusician.runtime.audio_reader import Wave
+from tinymusician.runtime.pcm16 import from_pcm16
 
 _Sample = tuple[str, str, Callable[[], tuple[Wave, int]]]
 """A model's id, a label, and what gives the wave and its rate."""
@@ -67,6 +66,6 @@ def _recorded(evaluator: Evaluator, source: str, clip: int, label: str) -> _Samp
 def _generated(evaluator: Evaluator, model: ModelResult, clip: int) -> _Sample:
     def read() -> tuple[Wave, int]:
         (arrays,) = evaluator.generated(model.model_id, [clip])
-        return arrays["wave"].astype(np.float32) / 32767, evaluator.models.facts(model.model_id).rate
+        return from_pcm16(arrays["wave"]), evaluator.models.facts(model.model_id).rate
 
     return model.model_id, model.label, read

@@ -23,7 +23,6 @@ from tinymusician.quantize.audio_lm_bundle import (
     write_manifest,
 )
 from tinymusician.quantize.precision import PrecisionPlan, load_plan
-from tinymusician.runtime.answers import softmax
 from tinymusician.runtime.audio_lm_bundle import AttributeQuestion, FinerAttribute, open_audio_lm
 from tinymusician.runtime.question_answerer import (
     QuestionAnswerer,
@@ -31,6 +30,7 @@ from tinymusician.runtime.question_answerer import (
     check_question,
     split_windows,
 )
+from tinymusician.runtime.softmax import softmax
 from tinymusician.runtime.yes_no import NamedValues, YesNoQuestion
 from tinymusician.understand.answering import TorchAnswerer
 from tinymusician.understand.tokenizer import train_tokenizer

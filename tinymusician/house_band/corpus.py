@@ -22,6 +22,7 @@ from tinymusician.house_band.attributes import FRAME_RATE, ClipAttributes, capti
 from tinymusician.house_band.synth import HOP, TRANSPOSITIONS, Note, SoundfontSynth, notes_on_grid, sample_attributes
 from tinymusician.house_band.tunes import TUNES, Tune, family_names, load_tunes
 from tinymusician.json_types import JsonObject
+from tinymusician.runtime.pcm16 import from_pcm16, to_pcm16
 
 CLIP_FRAMES = 5 * FRAME_RATE
 SEED = 0
@@ -56,7 +57,7 @@ class RenderedSplit:
 
     def audio(self, index: npt.NDArray[np.int64] | slice) -> npt.NDArray[np.float32]:
         """The selected clips as float32 in [-1, 1], [n, 80000]."""
-        return np.asarray(self.samples[index], np.float32) / np.float32(32767)
+        return from_pcm16(self.samples[index])
 
     @property
     def captions(self) -> list[str]:
@@ -117,7 +118,7 @@ def _render(
     samples = np.lib.format.open_memmap(draft, "w+", np.int16, (count, CLIP_FRAMES * HOP))
     for index in range(count):
         clip, wave = _draw(band, tunes, random.Random(f"{seed}/{index}"), transpositions)
-        samples[index] = np.round(wave * 32767).astype(np.int16)
+        samples[index] = to_pcm16(wave)
         entries.append(asdict(clip))
         on_progress(index + 1, count)
     samples.flush()

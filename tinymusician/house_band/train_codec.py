@@ -14,6 +14,7 @@ from tinymusician.models.codec import start_from_closed_form
 from tinymusician.models.protocols import Codec
 from tinymusician.models.quantizer import QuantizerOutput, QuantizerTrainer
 from tinymusician.models.spectral import log_mel, si_sdr, spectral_distance
+from tinymusician.runtime.pcm16 import from_pcm16
 from tinymusician.training.task import Model
 
 WAVEFORM, SI_SDR, COMMITMENT = 10.0, 0.05, 0.25
@@ -80,7 +81,7 @@ class CodecTask:
         offsets = rng.integers(0, self.train.samples.shape[1] - self.samples, self.batch_size)
         pieces = [self.train.samples[row, at : at + self.samples] for row, at in zip(rows, offsets, strict=True)]
         depth = np.where(rng.random(self.batch_size) < 0.35, rng.integers(1, 5, self.batch_size), 4)
-        audio = torch.from_numpy(np.stack(pieces).astype(np.float32) / 32767)
+        audio = torch.from_numpy(from_pcm16(np.stack(pieces)))
         generator = torch.Generator().manual_seed(int(rng.integers(2**62)))
         return AudioBatch(audio, torch.from_numpy(depth), generator)
 

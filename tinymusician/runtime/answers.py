@@ -9,6 +9,7 @@ import numpy as np
 import numpy.typing as npt
 
 from tinymusician.runtime.prompts import CANNOT_TELL
+from tinymusician.runtime.softmax import softmax
 
 Floats = npt.NDArray[np.float32]
 
@@ -43,12 +44,6 @@ def scored_tokens(tokenizer: TextTokenizer, options: Sequence[str], end: int) ->
     """The tokens of the options' texts, and last those of "cannot tell", each ended by the token `end`."""
     encoded = tokenizer.encode_batch([f" {text}" for text in (*options, CANNOT_TELL)])
     return [[*each.ids, end] for each in encoded]
-
-
-def softmax(logits: Floats) -> Floats:
-    """Probabilities over the last axis."""
-    powers = np.exp(logits - logits.max(-1, keepdims=True))
-    return np.asarray(powers / powers.sum(-1, keepdims=True), np.float32)
 
 
 def summed(probabilities: Sequence[float], members: Sequence[Sequence[int]]) -> tuple[float, ...]:

@@ -8,6 +8,8 @@ from typing import NamedTuple
 import numpy as np
 import numpy.typing as npt
 
+from tinymusician.runtime.pcm16 import to_pcm16
+
 Samples = npt.NDArray[np.float32]
 _OPUS_RATES, _OPUS_RATE = (8000, 12000, 16000, 24000, 48000), 48000
 
@@ -51,7 +53,7 @@ def encode(samples: Samples, rate: int, suffix: str, title: str = "", comment: s
         import soxr
 
         samples, rate = soxr.resample(samples, rate, _OPUS_RATE, quality="VHQ"), _OPUS_RATE
-    pcm = (np.clip(samples, -1, 1) * 32767).round().astype(np.int16)
+    pcm = to_pcm16(samples)
     with soundfile.SoundFile(sink, "w", rate, 1, form.subtype, format=form.container) as file:
         for name, text in (("title", title), ("comment", comment)):
             if text:

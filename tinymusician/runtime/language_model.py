@@ -12,6 +12,7 @@ from tinymusician.errors import EngineError
 from tinymusician.runtime.audio_lm_bundle import AudioLMArchitecture
 from tinymusician.runtime.errors import as_engine_error
 from tinymusician.runtime.session import Array, Session
+from tinymusician.runtime.softmax import log_softmax
 
 Floats = npt.NDArray[np.float32]
 
@@ -79,9 +80,3 @@ class LanguageModel:
         if not np.isfinite(logits).all():
             raise EngineError("the language model: its logits are not finite; the bundle is damaged")
         return LMState({name.replace("present", "past"): value for name, value in outputs.items()}, logits)
-
-
-def log_softmax(logits: Floats) -> Floats:
-    """Log-probabilities over the last axis."""
-    shifted = logits - logits.max(-1, keepdims=True)
-    return np.asarray(shifted - np.log(np.exp(shifted).sum(-1, keepdims=True)), np.float32)

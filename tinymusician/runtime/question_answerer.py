@@ -17,7 +17,7 @@ import numpy as np
 import numpy.typing as npt
 
 from tinymusician.errors import EngineError, RequestError
-from tinymusician.runtime.answers import option_probabilities, scored_tokens, softmax, summed
+from tinymusician.runtime.answers import option_probabilities, scored_tokens, summed
 from tinymusician.runtime.audio_lm_bundle import AttributeQuestion, open_audio_lm
 from tinymusician.runtime.errors import as_engine_error
 from tinymusician.runtime.finer_attributes import finer_question
@@ -33,6 +33,7 @@ from tinymusician.runtime.prompts import (
     build_prompt,
     normalize_text,
 )
+from tinymusician.runtime.softmax import softmax
 from tinymusician.runtime.text import read_tokenizer
 from tinymusician.runtime.yes_no import YesNoQuestion, yes_no_question
 

@@ -15,6 +15,7 @@ from tinymusician.codebooks import delay, inputs_for, valid
 from tinymusician.runtime.decoder import CrossAttentionKV
 from tinymusician.runtime.generator import MusicGenerator
 from tinymusician.runtime.sampling import guide
+from tinymusician.runtime.softmax import log_softmax
 
 Floats = npt.NDArray[np.float32]
 
@@ -92,7 +93,7 @@ def compare(expected: Floats, actual: Floats) -> LogitDiff:
     steps, _, num_codebooks, _ = expected.shape
     kl, agreement, gap = (np.zeros((steps, num_codebooks)) for _ in range(3))
     for step in range(steps):
-        log_p, log_q = _log_softmax(expected[step]), _log_softmax(actual[step])
+        log_p, log_q = _log_probabilities(expected[step]), _log_probabilities(actual[step])
         sound = np.isfinite(actual[step]).all(-1)
         kl[step] = np.where(sound, (np.exp(log_p) * (log_p - log_q)).sum(-1), np.inf).mean(0)
         agreement[step] = (sound & (log_p.argmax(-1) == log_q.argmax(-1))).mean(0)
@@ -101,8 +102,6 @@ def compare(expected: Floats, actual: Floats) -> LogitDiff:
     return LogitDiff(*(np.where(carries, values, np.nan) for values in (kl, agreement, gap)))
 
 
-def _log_softmax(z: Floats) -> npt.NDArray[np.float64]:
-    wide = z.astype(np.float64)
-    with np.errstate(invalid="ignore"):
-        wide = wide - wide.max(-1, keepdims=True)
-        return np.asarray(wide - np.log(np.exp(wide).sum(-1, keepdims=True)))
+def _log_probabilities(logits: Floats) -> npt.NDArray[np.float64]:
+    with np.errstate(invalid="ignore"):  # logits that are not finite
+        return log_softmax(logits.astype(np.float64))

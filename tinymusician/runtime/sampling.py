@@ -14,6 +14,7 @@ import numpy as np
 import numpy.typing as npt
 
 from tinymusician.errors import RequestError
+from tinymusician.runtime.softmax import softmax
 
 Array = TypeVar("Array", bound=Any)
 Logits = npt.NDArray[np.float32]
@@ -102,8 +103,8 @@ def probabilities(logits: Logits, sampling: SamplingParams) -> npt.NDArray[np.fl
         threshold = np.partition(scores, size - sampling.top_k, axis=-1)[..., size - sampling.top_k, None]
         scores = np.where(scores < threshold, -np.inf, scores)
     if sampling.top_p < 1:
-        scores = np.where(_in_nucleus(_softmax(scores), sampling.top_p), scores, -np.inf)
-    return _softmax(scores)
+        scores = np.where(_in_nucleus(softmax(scores), sampling.top_p), scores, -np.inf)
+    return softmax(scores)
 
 
 def _in_nucleus(shares: npt.NDArray[np.float64], top_p: float) -> npt.NDArray[np.bool_]:
@@ -114,8 +115,3 @@ def _in_nucleus(shares: npt.NDArray[np.float64], top_p: float) -> npt.NDArray[np
     outside = np.zeros_like(below)
     np.put_along_axis(outside, order, below, -1)
     return ~outside
-
-
-def _softmax(scores: npt.NDArray[np.float64]) -> npt.NDArray[np.float64]:
-    risen = np.exp(scores - scores.max(-1, keepdims=True))
-    return np.asarray(risen / risen.sum(-1, keepdims=True))
