@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from jobs.understand.data import UnderstandData
-from jobs.understand.stages import ANSWERS, TEXT_ONLY, trained_encoder, trained_model
+from jobs.understand.stages import ANSWERS, TEXT_ONLY, encoder_stages, trained_model
 from jobs.worker.context import WorkerContext
 from tinymusician.house_band.mucho_questions import mucho_questions
 from tinymusician.house_band.question_texts import PHRASINGS
@@ -18,6 +18,7 @@ from tinymusician.house_band.skills import SKILLS
 from tinymusician.understand.answering import Answerer, FinerAnswerer, TorchAnswerer
 from tinymusician.understand.benchmark import (
     BenchmarkResult,
+    EncoderProbe,
     SystemScore,
     majority_choices,
     mismatched_clips,
@@ -26,8 +27,8 @@ from tinymusician.understand.benchmark import (
     score_probabilities,
     shuffle_options,
 )
-from tinymusician.understand.features import noise_features, silence_features
-from tinymusician.understand.linear_probe import probe
+from tinymusician.understand.features import mean_vectors, noise_features, silence_features
+from tinymusician.understand.linear_probe import majority_accuracy, probe
 from tinymusician.understand.questions import write_questions
 
 if TYPE_CHECKING:
@@ -37,22 +38,26 @@ if TYPE_CHECKING:
 
 _NOISE_SEED = 1_000_000
 """Added to the seed: the noise of the benchmark is not that of the training."""
+_PROBE_CLIPS = 6000
+"""At most so many clips of a split are probed."""
 PROBED = ("instrument", "tempo", "key", "mode")
 
 
-def run_probe(context: WorkerContext, data: UnderstandData) -> dict[str, float]:
-    """The accuracy of a linear probe of the frozen encoder's mean vectors, by attribute, on test clips."""
-    encoder = trained_encoder(context, data)
-    sets = {}
-    for name in ("train", "validation", "test"):
-        means = np.asarray(data.features(name, encoder)).mean(1, dtype=np.float32)
-        sets[name] = means, data.labelled(name).labels
-    accuracies = {}
-    for attribute in PROBED:
-        index = list(SKILLS).index(attribute)
-        parts = [(means, labels[:, index]) for means, labels in sets.values()]
-        accuracies[attribute] = probe(parts[0], parts[1], parts[2]).accuracy
-    return accuracies
+def run_probes(context: WorkerContext, data: UnderstandData) -> tuple[EncoderProbe, ...]:
+    """Of each attribute the most frequent class, then linear probes of the encoder at every stage of its training."""
+    columns = {attribute: list(SKILLS).index(attribute) for attribute in PROBED}
+    sets = [data.labelled(name) for name in ("train", "validation", "test")]
+    labels = [each.labels[:_PROBE_CLIPS] for each in sets]
+    majority = {name: majority_accuracy(labels[0][:, column], labels[2][:, column]) for name, column in columns.items()}
+    probes = [EncoderProbe(encoder="most frequent class", accuracies=majority)]
+    for name, encoder in encoder_stages(context, data).items():
+        means = [mean_vectors(encoder, each.spectra[:_PROBE_CLIPS]) for each in sets]
+        accuracies = {}
+        for attribute, column in columns.items():
+            train, validation, test = ((x, y[:, column]) for x, y in zip(means, labels, strict=True))
+            accuracies[attribute] = probe(train, validation, test).accuracy
+        probes.append(EncoderProbe(encoder=name, accuracies=accuracies))
+    return tuple(probes)
 
 
 def run_benchmark(context: WorkerContext, data: UnderstandData) -> BenchmarkResult:

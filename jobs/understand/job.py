@@ -57,7 +57,7 @@ def work(context: WorkerContext) -> None:
 
 def finish(context: WorkerContext) -> RunResult:
     """Score the trained model, compress it into a bundle, score that, and publish both; the model has the questions."""
-    from jobs.understand.benchmark import run_benchmark, run_probe
+    from jobs.understand.benchmark import run_benchmark, run_probes
     from jobs.understand.bundle import write_bundle
     from jobs.understand.stages import ANSWERS, trained_model
     from tinymusician.models.audio_lm_files import save_audio_lm
@@ -66,10 +66,10 @@ def finish(context: WorkerContext) -> RunResult:
 
     data, run = UnderstandData(context), context.run
     run.report_progress("probe", 0, 1)
-    probe = run_probe(context, data)
+    probes = run_probes(context, data)
     run.report_progress("benchmark", 0, 1)
-    result = run_benchmark(context, data)
-    metrics = {"probe": probe, **_headline(result)}
+    result = run_benchmark(context, data).model_copy(update={"probes": probes})
+    metrics = {"probe": {**probes[-1].accuracies}, **_headline(result)}
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
         save_audio_lm(folder, trained_model(context, data, ANSWERS), data.tokenizer.to_str())

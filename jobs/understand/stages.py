@@ -94,6 +94,19 @@ def trained_encoder(context: WorkerContext, data: UnderstandData) -> AudioEncode
     return encoder.to(context.device).eval()
 
 
+def encoder_stages(context: WorkerContext, data: UnderstandData) -> dict[str, AudioEncoder]:
+    """The encoder at every stage of its training, from random weights to those that are shipped."""
+    torch.manual_seed(data.seed)
+    stages = {"random weights": AudioEncoder(data.shape.audio_encoder)}
+    if data.pretrained_encoder is not None:
+        stages["given"] = data.pretrained_encoder
+    else:
+        stages["masked prediction"] = _checkpoint_encoder(context, data, ENCODER)
+    if data.finetunes_encoder:
+        stages["fine-tuned"] = trained_encoder(context, data)
+    return {name: encoder.to(context.device).eval() for name, encoder in stages.items()}
+
+
 def _checkpoint_encoder(context: WorkerContext, data: UnderstandData, stage: str) -> AudioEncoder:
     encoder = AudioEncoder(data.shape.audio_encoder)
     encoder.load_state_dict(with_prefix(best_weights(context, stage), "encoder."))

@@ -285,6 +285,8 @@ def test_understanding_from_scratch(ray: Ray, store: LocalStore, tmp_path: Path)
     assert run["state"] == "SUCCEEDED"
     assert set(run["metrics"]["probe"]) == {"instrument", "tempo", "key", "mode"}
     result = RunStore(store, "u").report(BenchmarkResult)
+    stages = ["most frequent class", "random weights", "masked prediction", "fine-tuned"]
+    assert [each.encoder for each in result.probes] == stages
     assert result.model.name == "band-mu"
     names = ["no audio", "silence", "noise", "another tune's audio", "most frequent answer", "text-only model"]
     (mucho,) = result.others

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 import torch
 
-from tinymusician.understand.linear_probe import _fit, probe
+from tinymusician.understand.linear_probe import _fit, majority_accuracy, probe
 
 RNG = np.random.default_rng(0)
 
@@ -41,3 +41,7 @@ def test_weights_are_where_the_gradient_is_zero() -> None:
     gradient = inputs.T @ (probabilities - np.eye(3)[y]) / 200
     gradient[:-1] += 0.1 * weights[:-1]
     np.testing.assert_allclose(gradient, 0, atol=1e-4)
+
+
+def test_the_most_frequent_class() -> None:
+    assert majority_accuracy(np.array([1, 1, 0, -1, -1, -1]), np.array([1, 0, 0, 0, -1])) == 0.25

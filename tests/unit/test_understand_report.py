@@ -5,9 +5,9 @@ from __future__ import annotations
 import numpy as np
 
 from tests.unit.test_answers import choice
-from tinymusician.understand.benchmark import BenchmarkResult, score_choices
+from tinymusician.understand.benchmark import BenchmarkResult, EncoderProbe, score_choices
 from tinymusician.understand.questions import Question
-from tinymusician.understand.report import answers, attributes, html_report, markdown_report, overview
+from tinymusician.understand.report import answers, attributes, html_report, markdown_report, overview, probes
 
 QUESTIONS: list[Question] = [choice(clip) for clip in range(200)]
 RIGHT = [question.options.index(question.answer) for question in QUESTIONS]
@@ -35,6 +35,7 @@ def result() -> BenchmarkResult:
         model=model,
         controls=controls,
         reconstructed=RECONSTRUCTED,
+        probes=(EncoderProbe(encoder="random weights", accuracies={"colour": 0.25, "size": 0.5}),),
     )
 
 
@@ -55,6 +56,11 @@ def test_attributes_name_the_best_control() -> None:
 def test_answers_show_letters_and_parsers() -> None:
     _, rows = answers(result())
     assert rows[0] == ("band-mu", "A 0.25, B 0.25, C 0.25, D 0.25", "0.010", "1.000, right 0.950", "", "")
+
+
+def test_probes_have_an_encoder_in_each_row() -> None:
+    assert probes(result()) == (("encoder", "colour", "size"), [("random weights", "0.250", "0.500")])
+    assert "| random weights | 0.250 | 0.500 |" in markdown_report(result())
 
 
 def test_page_and_markdown_have_all_systems() -> None:

@@ -62,10 +62,18 @@ class SystemScore(Document):
     held_out_phrasing: float | None = None
 
 
+class EncoderProbe(Document):
+    """The accuracy of linear probes of an encoder's mean vectors on test clips, by attribute."""
+
+    encoder: str
+    accuracies: dict[str, float]
+
+
 class BenchmarkResult(Document):
     """All scores on one set of questions, which `digest` identifies. `reconstructed` is of the clips after a codec.
 
-    `others` are the results on other sets of questions.
+    `others` are the results on other sets of questions. `probes` are of the most frequent class, and of the encoder
+    before and after its training.
     """
 
     benchmark: str
@@ -77,6 +85,7 @@ class BenchmarkResult(Document):
     bundle: SystemScore | None = None
     reconstructed: SystemScore | None = None
     others: tuple[BenchmarkResult, ...] = ()
+    probes: tuple[EncoderProbe, ...] = ()
 
 
 def score_choices(name: str, questions: Sequence[Question], choices: Sequence[int]) -> SystemScore:

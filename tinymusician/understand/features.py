@@ -42,6 +42,16 @@ def load_features(
     return load_or_compute(path, (len(spectra), columns, encoder.shape.output_width), compute, on_progress)
 
 
+@torch.no_grad()
+def mean_vectors(encoder: AudioEncoder, spectra: Spectra) -> npt.NDArray[np.float32]:
+    """The mean vector of every clip, [clips, F], which a linear probe reads; nothing is cached."""
+    device, means = next(encoder.parameters()).device, []
+    for start in range(0, len(spectra), _CLIP_BATCH):
+        batch = torch.from_numpy(np.asarray(spectra[start : start + _CLIP_BATCH], np.float32)).to(device)
+        means.append(encoder.encode(batch).mean(1).cpu().numpy())
+    return np.concatenate(means)
+
+
 def no_music_features(encoder: AudioEncoder, samples: int, seed: int) -> Features:
     """The vectors of silence and of noise of many colours and levels, [160, T, F]."""
     return np.concatenate(

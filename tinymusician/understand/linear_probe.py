@@ -46,6 +46,12 @@ def probe(
     return best
 
 
+def majority_accuracy(train_N: Labels, test_N: Labels) -> float:
+    """The accuracy of the most frequent training class on test clips; negative classes are left out."""
+    frequent = np.bincount(train_N[train_N >= 0]).argmax()
+    return float((test_N[test_N >= 0] == frequent).mean())
+
+
 def _fit(x_ND: torch.Tensor, y_N: torch.Tensor, classes: int, penalty: float) -> torch.Tensor:
     """The weights [D + 1, classes] of least cross-entropy plus `penalty` times half their squares, by L-BFGS."""
     inputs = F.pad(x_ND, (0, 1), value=1.0)

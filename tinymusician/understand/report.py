@@ -22,6 +22,7 @@ def html_report(result: BenchmarkResult, title: str) -> str:
             html_picture(plot_attributes(result), "scores by attribute") + html_table(*attributes(result)),
         ),
         ("Answers", html_table(*answers(result))),
+        *([("Linear probes of the encoder", html_table(*probes(result)))] if result.probes else []),
         *((_title(other), html_note(_about(other)) + html_table(*overview(other))) for other in result.others),
     ]
     return page(f"{title}: benchmark {result.benchmark}", sections)
@@ -31,6 +32,8 @@ def markdown_report(result: BenchmarkResult) -> str:
     """The tables."""
     tables = (overview(result), attributes(result), answers(result))
     text = [markdown_table(*table) for table in tables]
+    if result.probes:
+        text += ["## Linear probes of the encoder", markdown_table(*probes(result))]
     for other in result.others:
         text += [f"## {_title(other)}", _about(other), markdown_table(*overview(other))]
     return "\n\n".join(text) + "\n"
@@ -95,6 +98,15 @@ def answers(result: BenchmarkResult) -> Rows:
         rows.append((system.name, letters, _share(system.cannot_tell), *parsers, _share(system.held_out_phrasing)))
     names = ("system", "letters", "cannot tell", "parsed by MuChoMusic's parser", "by the strict parser")
     return (*names, "score of new phrasings"), rows
+
+
+def probes(result: BenchmarkResult) -> Rows:
+    """Linear probes of the encoder's mean vectors before and after its training, by attribute."""
+    names = tuple(result.probes[0].accuracies) if result.probes else ()
+    rows: list[tuple[object, ...]] = [
+        (each.encoder, *(f"{each.accuracies[name]:.3f}" for name in names)) for each in result.probes
+    ]
+    return ("encoder", *names), rows
 
 
 def plot_attributes(result: BenchmarkResult) -> bytes:
