@@ -26,17 +26,11 @@ from tinymusician.runtime.audio_reader import SUFFIXES, LoadedClip, read_clip
 from tinymusician.runtime.best_of import rank
 from tinymusician.runtime.prompt_claims import rankable_claims
 from tinymusician.runtime.prompts import MAX_SECONDS
-from tinymusician.runtime.question_answerer import (
-    Answer,
-    Check,
-    QuestionAnswerer,
-    Samples,
-    check_length,
-    check_question,
-)
+from tinymusician.runtime.question_answerer import Answer, Check, QuestionAnswerer, Samples
+from tinymusician.runtime.question_checks import check_length, check_question
 
-_MAX_DECODED = 400_000_000
-"""Bytes of decoded audio."""
+_MAX_DECODED = 100_000_000
+"""Samples of all channels that one upload may decode: silence compresses well, and decoding takes time."""
 _Result = TypeVar("_Result")
 _CONCURRENT = 2
 """Questions that one replica answers at the same time; ONNX Runtime uses all cores for each."""
@@ -202,10 +196,10 @@ def decode(audio: UploadedAudio, rate: int) -> LoadedClip:
 
 
 def _check_size(path: Path) -> None:
-    """Check by its header that a file needs no more memory than half an hour of stereo: silence compresses well.
+    """Check by its header that a file has no more samples than may be decoded.
 
     Raises:
-        RequestError: it needs more.
+        RequestError: it has more.
     """
     import soundfile
 
@@ -214,10 +208,10 @@ def _check_size(path: Path) -> None:
     except (soundfile.SoundFileError, OSError):
         return  # another decoder may read it
     seconds = min(info.frames / info.samplerate, MAX_SECONDS + 1)
-    if (needed := 4 * info.channels * info.samplerate * seconds) > _MAX_DECODED:
+    if (samples := info.channels * info.samplerate * seconds) > _MAX_DECODED:
         raise RequestError(
-            f"audio: {info.channels} channels at {info.samplerate} Hz take {needed / 1e6:.0f} MB in {seconds:.0f} s; "
-            f"at most {_MAX_DECODED / 1e6:.0f} MB are allowed",
+            f"audio: {info.channels} channels at {info.samplerate} Hz have {samples / 1e6:.0f} million samples in "
+            f"{seconds:.0f} s; at most {_MAX_DECODED / 1e6:.0f} million are allowed",
             "audio",
         )
 

@@ -6,7 +6,6 @@ engine falls back to it if the newest version cannot be played.
 
 from __future__ import annotations
 
-import hashlib
 from collections.abc import Collection, Iterator, Mapping
 from dataclasses import dataclass
 from datetime import datetime
@@ -21,7 +20,7 @@ from tinymusician.artifacts.sources import open_source
 from tinymusician.bundle_refs import resolve_bundle
 from tinymusician.errors import StoreError
 from tinymusician.runtime.audio_lm_bundle import open_audio_lm
-from tinymusician.runtime.bundle import MANIFEST, open_bundle
+from tinymusician.runtime.bundle import manifest_digest, open_bundle
 from tinymusician.user_folders import user_folder
 
 
@@ -35,8 +34,8 @@ class ResolvedBundle:
 
     @property
     def digest(self) -> str:
-        """The SHA-256 of its manifest, which contains the SHA-256 of every file: equal on every device."""
-        return hashlib.sha256((self.folder / MANIFEST).read_bytes()).hexdigest()
+        """The SHA-256 of its manifest."""
+        return manifest_digest(self.folder)
 
 
 class BundleSource(Protocol):

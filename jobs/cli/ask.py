@@ -66,13 +66,16 @@ def ask(
     - `tmctl ask "Which instrument plays?" --audio reel.ogg --option flute --option violin --json`
     """
     from tinymusician.runtime.audio_reader import read_clip
-    from tinymusician.runtime.question_answerer import QuestionAnswerer, check_length, check_question
+    from tinymusician.runtime.bundle import manifest_digest
+    from tinymusician.runtime.question_answerer import QuestionAnswerer
+    from tinymusician.runtime.question_checks import check_length, check_question
 
     if question is None and options:
         raise RequestError("--option: needs a question")
     if question is not None:
         check_question(question, options or [])
-    answerer = QuestionAnswerer(resolve_bundle(model, print_progress), threads)
+    folder = resolve_bundle(model, print_progress)
+    answerer = QuestionAnswerer(folder, threads)
     longest = MAX_SECONDS + 1 if seconds is None else seconds
     clip = read_clip(audio, answerer.shape.sampling_rate, start, longest)
     if seconds is None:
@@ -81,7 +84,13 @@ def ask(
         warn(f"{audio}: {', '.join(clip.changed)}")
     state = answerer.read(clip.wave)
     answers = answerer.ask_all(state) if question is None else [answerer.ask(state, question, options or [])]
-    facts = {"model": answerer.manifest.name, **asdict(state.info), "answers": [asdict(one) for one in answers]}
+    facts = {
+        "model": answerer.manifest.name,
+        "digest": manifest_digest(folder),
+        **asdict(state.info),
+        "truncated": clip.missing_seconds > 0,
+        "answers": [asdict(one) for one in answers],
+    }
     emit(facts, json, _text(answers, state.info))
 
 

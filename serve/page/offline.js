@@ -4,7 +4,7 @@
 const CACHE = 'tinymusician-page';
 const FILES = [
   './', 'style.css', 'icon.svg', 'main.js', 'questions.js', 'server.js', 'sound.js', 'draw.js', 'history.js', 'device/device.js', 'device/worker.js',
-  'device/bundle.js', 'device/engine.js', 'device/messages.js', 'device/questions.js', 'device/question_worker.js', 'device/answerer.js', 'vendor/ort.wasm.min.mjs', 'vendor/ort-wasm-simd-threaded.mjs',
+  'device/bundle.js', 'device/engine.js', 'device/messages.js', 'device/questions.js', 'device/question_worker.js', 'device/answerer.js', 'device/question_checks.js', 'vendor/ort.wasm.min.mjs', 'vendor/ort-wasm-simd-threaded.mjs',
   'vendor/ort-wasm-simd-threaded.wasm', 'vendor/tokenizers.min.mjs',
 ];
 

@@ -5,7 +5,7 @@ import { ask } from './server.js';
 import { wave } from './sound.js';
 
 const MOST_SECONDS = 600, LEAST_SECONDS = 0.5, RECORDED_SECONDS = 15;
-const MOST_BARS = 6; // options that are shown, the most probable ones
+const MOST_BARS = 6; // the values of an attribute that are shown, the most probable ones; of a question, all are
 const at = (id) => document.getElementById(id);
 
 export class Questions {
@@ -87,7 +87,7 @@ export class Questions {
 
   async #askForm() {
     const question = at('question').value.trim();
-    const options = at('options').value.split(',').map((text) => text.trim()).filter(Boolean);
+    const options = at('options').value.split('\n').map((text) => text.trim()).filter(Boolean);
     at('answers').replaceChildren();
     if (!this.samples) return this.#say('Choose a file, or record something, first.', true);
     if (options.length && !question) return this.#say('Possible answers need a question.', true);
@@ -140,7 +140,9 @@ function answerElement({ question, attribute, answer, probability, cannot_tell, 
   title.append(Object.assign(document.createElement('strong'), { textContent: answer }), ` ${probability.toFixed(2)}`);
   // Bars are shares of everything: what cannot be told has one, too.
   const shares = options.map(({ text, probability: share }) => ({ text, probability: share * (1 - cannot_tell) }));
-  const shown = shares.sort((a, b) => b.probability - a.probability).slice(0, MOST_BARS);
+  shares.sort((a, b) => b.probability - a.probability);
+  const shown = attribute ? shares.slice(0, MOST_BARS) : shares, others = shares.slice(shown.length);
+  if (others.length) shown.push({ text: `${others.length} others`, probability: others.reduce((sum, { probability: share }) => sum + share, 0) });
   if (shown.length && cannot_tell >= 0.005) shown.push({ text: 'cannot tell', probability: cannot_tell });
   list.append(...shown.map(({ text, probability: share }) => {
     const item = document.createElement('li'), bar = document.createElement('meter');

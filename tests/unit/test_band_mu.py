@@ -86,12 +86,21 @@ def test_questions_as_people_write_them(answerer: QuestionAnswerer, question: st
     assert answerer.ask(answerer.read(tune("fiddle")), question).answer == answer
 
 
-def test_silence_and_noise_have_no_answer(answerer: QuestionAnswerer) -> None:
-    noise = np.random.default_rng(0).normal(0, 0.05, 80_000).astype(np.float32)
-    for wave in (np.zeros(80_000, np.float32), noise):
+@pytest.mark.parametrize("seconds", [0.5, 1.0, 2.0, 3.0, 5.0, 12.0])
+def test_silence_and_noise_have_no_answer(answerer: QuestionAnswerer, seconds: float) -> None:
+    noise = np.random.default_rng(0).normal(0, 0.05, round(16_000 * seconds)).astype(np.float32)
+    for wave in (np.zeros_like(noise), noise):
         answer = answerer.ask(answerer.read(wave), "Which instrument plays?")
         assert answer.answer == CANNOT_TELL
         assert answer.cannot_tell > 0.5
+
+
+@pytest.mark.parametrize("seconds", [1.5, 2.5])
+def test_short_clips_have_the_instrument_and_the_key(answerer: QuestionAnswerer, seconds: float) -> None:
+    for instrument in ("piano", "fiddle", "trumpet"):
+        audio = answerer.read(tune(instrument)[: round(16_000 * seconds)])
+        assert answerer.ask(audio, "Which instrument plays?").answer == instrument
+        assert answerer.ask(audio, "In which key is the music?", ("C major", "F# major")).answer == "C major"
 
 
 def test_clip_that_keeps_the_prompt_ranks_first(answerer: QuestionAnswerer) -> None:

@@ -17,7 +17,7 @@ STRINGS = ("bowed strings", "plucked strings")
 CASES: list[tuple[tuple[str, ...], Expected]] = [
     (("fiddle", "flute"), (("fiddle", "flute"), ((0,), (1,)), "instrument")),
     (("Violin", " ORGAN "), (("fiddle", "church organ"), ((0,), (1,)), "instrument")),
-    (("Fiddle", "Violoncello", "Piano"), (("fiddle", "Violoncello", "piano"), ((0,), (1,), (2,)), None)),
+    (("Fiddle", "Violoncello", "Piano"), (("fiddle", "Violoncello", "piano"), ((0,), (1,), (2,)), "instrument")),
     (("slow", "quick"), (("slow", "fast"), ((0,), (1,)), "tempo")),
     (("strings", "winds"), ((*STRINGS, "brass", "woodwind"), ((0, 1), (2, 3)), "family")),
     (("Keyboards", "strings"), (("keyboard", *STRINGS), ((0,), (1, 2)), "family")),

@@ -25,11 +25,12 @@ from tinymusician.quantize.audio_lm_bundle import (
 from tinymusician.quantize.precision import PrecisionPlan, load_plan
 from tinymusician.runtime.audio_lm_bundle import AttributeQuestion, FinerAttribute, open_audio_lm
 from tinymusician.runtime.question_answerer import (
+    AudioInfo,
     QuestionAnswerer,
     _combined,
-    check_question,
     split_windows,
 )
+from tinymusician.runtime.question_checks import check_question
 from tinymusician.runtime.softmax import softmax
 from tinymusician.runtime.yes_no import NamedValues, YesNoQuestion
 from tinymusician.understand.answering import TorchAnswerer
@@ -260,18 +261,35 @@ def test_silent_windows_change_nothing() -> None:
     assert (silent.answer, silent.probability) == ("cannot tell", pytest.approx(0.97))
 
 
-def test_longer_audio_has_no_answers_of_single_windows(answerer: QuestionAnswerer) -> None:
-    answers = answerer.ask_all(answerer.read(wave(2.0)))
+@pytest.mark.parametrize("seconds", [0.8, 2.0])
+def test_other_audio_has_no_answers_of_single_windows(answerer: QuestionAnswerer, seconds: float) -> None:
+    answers = answerer.ask_all(answerer.read(wave(seconds)))
     assert [answer.attribute for answer in answers] == ["colour"]
+
+
+def test_short_audio_is_repeated(answerer: QuestionAnswerer) -> None:
+    short = wave(0.6)
+    repeated = answerer.ask(answerer.read(np.concatenate([short, short])[:16_000]), "Which?", COLOURS)
+    answer = answerer.ask(answerer.read(short), "Which?", COLOURS)
+    assert [one.probability for one in answer.options] == [one.probability for one in repeated.options]
+    assert answerer.read(short).info == AudioInfo(0.6, 1)
+
+
+def test_a_partly_named_attribute_is_one_of_a_window_too(answerer: QuestionAnswerer) -> None:
+    with pytest.raises(RequestError, match="is one about 1 s"):
+        answerer.ask(answerer.read(wave(2.0)), "One?", (MANY[0], MANY[1], "another shade"))
 
 
 @pytest.mark.parametrize(("question", "options"), [("which shade", ()), ("Which shade?", MANY), ("One?", MANY[:3])])
 def test_an_attribute_of_a_window_is_none_of_longer_audio(
     answerer: QuestionAnswerer, question: str, options: tuple[str, ...]
 ) -> None:
-    assert answerer.ask(answerer.read(wave(1.0)), question, options).options
-    with pytest.raises(RequestError, match=r"audio: lasts 2 s; at most 1 s are allowed for 'Which shade\?', which has"):
-        answerer.ask(answerer.read(wave(2.0)), question, options)
+    for seconds in (0.9, 1.0):
+        assert answerer.ask(answerer.read(wave(seconds)), question, options).options
+    for seconds in (0.8, 2.0):
+        expected = rf"audio: lasts {seconds:g} s; the answer to 'Which shade\?' is one about 1 s: choose them by start"
+        with pytest.raises(RequestError, match=expected):
+            answerer.ask(answerer.read(wave(seconds)), question, options)
 
 
 def test_work_ends_when_it_is_cancelled(answerer: QuestionAnswerer) -> None:

@@ -30,6 +30,11 @@ DEFAULT_BUNDLE = "band-small"
 NEEDED: tuple[Role, ...] = ("text_encoder", "cross", "decoder", "codec_decoder", "tokenizer")
 
 
+def manifest_digest(folder: Path) -> str:
+    """The SHA-256 of a bundle's manifest, which contains the SHA-256 of every file: equal on every device."""
+    return hashlib.sha256((folder / MANIFEST).read_bytes()).hexdigest()
+
+
 class Bundle:
     """A bundle whose files were checked."""
 

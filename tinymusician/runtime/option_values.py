@@ -16,7 +16,7 @@ from tinymusician.runtime.value_names import with_accidentals
 class OptionValues(NamedTuple):
     """The texts that the model chooses between, and for each option the numbers of those that it covers.
 
-    `attribute` is what all options are about, or None.
+    `attribute` is what most options are about, or None if they are values of none.
     """
 
     texts: tuple[str, ...]
@@ -39,7 +39,7 @@ def option_values(options: Sequence[str], attributes: Sequence[AttributeQuestion
     for each in texts:
         members.append(tuple(range(start, start + len(each))))
         start += len(each)
-    return OptionValues(flat, tuple(members), attribute if all(values) else None)
+    return OptionValues(flat, tuple(members), attribute if any(values) else None)
 
 
 def _values(option: str, attribute: AttributeQuestion) -> tuple[str, ...]:

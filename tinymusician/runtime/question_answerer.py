@@ -1,13 +1,13 @@
 """Answers questions about audio with a bundle: ONNX Runtime and NumPy only.
 
-Audio longer than the training clips is judged in windows, whose log-probabilities are averaged. Each window has the
-weight 1 - P(cannot tell). The whole clip is "cannot tell" only if every window is, so leading silence has no effect.
+The model has learnt from clips of one length, the window. Longer audio is judged in windows, whose log-probabilities
+are averaged. Each window has the weight 1 - P(cannot tell). The whole clip is "cannot tell" only if every window is, so
+leading silence has no effect. Shorter audio is repeated until it fills a window.
 """
 
 from __future__ import annotations
 
 import math
-import unicodedata
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
@@ -24,28 +24,20 @@ from tinymusician.runtime.finer_attributes import finer_question
 from tinymusician.runtime.language_model import LanguageModel, LMState
 from tinymusician.runtime.open_session import SessionFactory
 from tinymusician.runtime.option_values import option_values
-from tinymusician.runtime.prompts import (
-    CANNOT_TELL,
-    MAX_LETTERS,
-    MAX_NEW_TOKENS,
-    MAX_SECONDS,
-    MIN_SECONDS,
-    build_prompt,
-    normalize_text,
-)
+from tinymusician.runtime.prompts import CANNOT_TELL, MAX_LETTERS, MAX_NEW_TOKENS, build_prompt, normalize_text
+from tinymusician.runtime.question_checks import check_length, check_question, check_tokens
 from tinymusician.runtime.softmax import softmax
 from tinymusician.runtime.text import read_tokenizer
 from tinymusician.runtime.yes_no import YesNoQuestion, yes_no_question
 
 Samples = npt.NDArray[np.float32]
 Floats = npt.NDArray[np.float32]
-MAX_QUESTION_CHARACTERS, MAX_OPTIONS, MAX_OPTION_CHARACTERS = 300, 50, 60
-_MAX_PROMPT_TOKENS, _MAX_OPTION_TOKENS = 400, 2000
-"""Tokens of a question with its listed options, and of all options: a character may take several."""
 _MAX_SAMPLE = 1000
 _WINDOW_BATCH = 8
 _MAX_TEXTS = 8
 """Texts of windows that are compared in all windows, the most frequent ones."""
+_WHOLE_WINDOW = 0.9
+"""The share of a window that audio must fill for attributes that hold for a window alone."""
 _SMALLEST_WEIGHT, _SMALLEST = 1e-6, 1e-30
 Check = Callable[[], None]
 """Called between pieces of work; it may raise, to end the work."""
@@ -83,10 +75,11 @@ class AudioInfo:
 
 
 class AudioState:
-    """Audio that has been read: one row of the language model's state per window."""
+    """Audio that has been read: one row of the language model's state per window, and what was chosen about it."""
 
     def __init__(self, info: AudioInfo, states: list[LMState], check: Check) -> None:
         self.info, self.states, self.check = info, states, check
+        self.chosen: dict[tuple[str, tuple[str, ...]], Answer] = {}
 
 
 class QuestionAnswerer:
@@ -120,7 +113,9 @@ class QuestionAnswerer:
             raise RequestError(
                 f"audio: has samples that are not finite, or above {_MAX_SAMPLE}; full scale is 1", "audio"
             )
-        windows = split_windows(len(wave), round(self.shape.window_seconds * rate))
+        window = round(self.shape.window_seconds * rate)
+        wave = np.resize(wave, max(len(wave), window))  # repeats it
+        windows = split_windows(len(wave), window)
         states = []
         for batch in _batches(windows):
             check()
@@ -151,22 +146,22 @@ class QuestionAnswerer:
 
         Raises:
             RequestError: the question is empty or too long, the options are not several different texts, or the
-                attribute is one of a window, and the audio is longer.
+                attribute is one of a window, and the audio is longer or shorter.
+            EngineError: the bundle's graphs fail.
         """
         check_question(question, options)
-        self._check_tokens(question, options)
+        check_tokens(self.tokenizer, question, options)
         questions = self.manifest.questions
         if {normalize_text(option) for option in options} == {"yes", "no"}:
             answer = self.ask(audio, question)
             if {option.text for option in answer.options} == {"yes", "no"}:
                 return _in_order(answer, options)
+        plain = normalize_text(question).rstrip("?")
+        listed = next((one for one in questions if normalize_text(one.text).rstrip("?") == plain), None)
+        self._check_windows(audio, listed)
         if options:
             return self._choose_among(audio, question, options)
-        if listed := next(
-            (one for one in questions if normalize_text(one.text).rstrip("?") == normalize_text(question).rstrip("?")),
-            None,
-        ):
-            self._check_windows(audio, listed)
+        if listed:
             return self.choose(audio, question, listed.options)
         written = self.generate(audio, question)
         if about := yes_no_question(question, written.answer, questions):
@@ -177,34 +172,22 @@ class QuestionAnswerer:
             return self.choose(audio, question, attribute.options)
         return written
 
-    def _check_tokens(self, question: str, options: Sequence[str]) -> None:
-        """Check the number of tokens of a question and its options, which depends on their script.
-
-        Raises:
-            RequestError: there are too many.
-        """
-        sizes = [len(each.ids) for each in self.tokenizer.encode_batch([question, *options])]
-        listed = sum(sizes if len(options) <= MAX_LETTERS else sizes[:1])
-        if listed > _MAX_PROMPT_TOKENS or sum(sizes[1:]) > _MAX_OPTION_TOKENS:
-            raise RequestError(
-                f"question and options: take {sum(sizes)} tokens; at most {_MAX_PROMPT_TOKENS} are allowed, or "
-                f"{_MAX_OPTION_TOKENS} of more than {MAX_LETTERS} options",
-                "options" if options else "question",
-            )
-
     def _check_windows(self, audio: AudioState, about: AttributeQuestion | None) -> None:
-        """Check that an attribute of a window, such as its number of notes, is not taken for one of longer audio.
+        """Check that an attribute of a window, such as its number of notes, is not taken for one of other audio.
 
         Raises:
-            RequestError: the attribute is one of a window, and the audio has several.
+            RequestError: the attribute is one of a window, and the audio is longer or shorter.
         """
-        if about is not None and about.per_window and audio.info.windows > 1:
-            window = self.shape.window_seconds
+        if about is not None and about.per_window and not self._is_one_window(audio.info):
             raise RequestError(
-                f"audio: lasts {audio.info.audio_seconds:g} s; at most {window:g} s are allowed for {about.text!r}, "
-                "which has another answer for each part",
+                f"audio: lasts {audio.info.audio_seconds:g} s; the answer to {about.text!r} is one about "
+                f"{self.shape.window_seconds:g} s: choose them by start and seconds",
                 "audio",
             )
+
+    def _is_one_window(self, info: AudioInfo) -> bool:
+        """Whether audio is as long as a window, or hardly shorter."""
+        return info.windows == 1 and info.audio_seconds >= _WHOLE_WINDOW * self.shape.window_seconds
 
     def _yes_or_no(self, audio: AudioState, question: str, about: YesNoQuestion) -> Answer:
         """Yes is as probable as the named values are, all together; without such values, theirs are the answer."""
@@ -215,7 +198,7 @@ class QuestionAnswerer:
             sum(option.probability for option in answer.options if option.text in one.values)
             for one, answer in zip(about.named, judged, strict=True)
         ]
-        yes = math.prod(shares)
+        yes = min(math.prod(shares), 1.0)  # of float32 sums
         return _answer(question, ("yes", "no"), (yes, 1 - yes), max(answer.cannot_tell for answer in judged))
 
     def _choose_among(self, audio: AudioState, question: str, options: Sequence[str]) -> Answer:
@@ -233,8 +216,16 @@ class QuestionAnswerer:
 
         More options than there are letters are not listed in the prompt, so there is nothing to rotate. The options may
         be of any length: `ask` is for what users give. Options that follow from a finer attribute, as the mode from the
-        key, have the sums of its probabilities.
+        key, have the sums of its probabilities. Nothing is computed twice about the same audio.
+
+        Raises:
+            EngineError: the bundle's graphs fail.
         """
+        if (question, options) not in audio.chosen:
+            audio.chosen[question, options] = self._choose(audio, question, options)
+        return audio.chosen[question, options]
+
+    def _choose(self, audio: AudioState, question: str, options: tuple[str, ...]) -> Answer:
         if finer := finer_question(options, self.manifest.questions):
             fine = self.choose(audio, finer.question.text, finer.question.options)
             shares = summed([option.probability for option in fine.options], finer.members)
@@ -251,15 +242,15 @@ class QuestionAnswerer:
         return _combined(question, options, np.mean(logs, axis=0), np.mean(cannot_tell, axis=0))
 
     def ask_all(self, audio: AudioState) -> list[Answer]:
-        """Answer the bundle's questions about all attributes; of longer audio, those that do not hold per window.
+        """Answer the bundle's questions about all attributes; of longer or shorter audio, those that hold for any.
 
         Raises:
             RequestError: the bundle has none.
         """
         if not self.manifest.questions:
             raise RequestError("question: this bundle lists none; one is needed", "question")
-        is_short = audio.info.windows <= 1
-        return [self._ask_attribute(audio, one) for one in self.manifest.questions if is_short or not one.per_window]
+        is_window = self._is_one_window(audio.info)
+        return [self._ask_attribute(audio, one) for one in self.manifest.questions if is_window or not one.per_window]
 
     def _ask_attribute(self, audio: AudioState, question: AttributeQuestion) -> Answer:
         answer = self.choose(audio, question.text, question.options)
@@ -276,8 +267,7 @@ class QuestionAnswerer:
         refusal = self.tokenizer.encode(f" {CANNOT_TELL}").ids
         logs = self._text_likelihoods(audio, prompt, [[*text, self.shape.end] for text in (*texts, refusal)])
         cannot_tell = np.exp(logs[:, -1])
-        weights = np.maximum(1 - cannot_tell, _SMALLEST_WEIGHT)
-        means = weights @ logs[:, :-1] / weights.sum()
+        means = _window_weights(cannot_tell) @ logs[:, :-1]
         best, nothing = int(means.argmax()), float(cannot_tell.min())
         if nothing > 0.5:
             return Answer(question, CANNOT_TELL, nothing, nothing, ())
@@ -291,45 +281,6 @@ class QuestionAnswerer:
             audio.check()
             logs.append(self.lm.log_likelihoods(self.lm.prefill_text(state, prompt), texts))
         return np.concatenate(logs)
-
-
-def check_length(seconds: float) -> None:
-    """Check the length of audio.
-
-    Raises:
-        RequestError: it is too short or too long.
-    """
-    if not MIN_SECONDS <= seconds <= MAX_SECONDS:
-        raise RequestError(f"audio: lasts {seconds:g} s; {MIN_SECONDS:g} to {MAX_SECONDS:g} s are allowed", "audio")
-
-
-def check_question(question: str, options: Sequence[str]) -> None:
-    """Check a question and its options before anything is loaded.
-
-    Raises:
-        RequestError: the question is empty or too long, or the options are not several different texts.
-    """
-    if not normalize_text(question):
-        raise RequestError("question: is empty", "question")
-    if any(unicodedata.category(character) == "Cc" for text in (question, *options) for character in text):
-        raise RequestError("question and options: have control characters; one line of text each is needed", "question")
-    if len(question) > MAX_QUESTION_CHARACTERS:
-        raise RequestError(
-            f"question: {len(question)} characters; at most {MAX_QUESTION_CHARACTERS} are allowed", "question"
-        )
-    if len(options) == 1 or len(options) > MAX_OPTIONS:
-        raise RequestError(f"options: {len(options)}; 2 to {MAX_OPTIONS} are allowed, or none", "options")
-    folded = [normalize_text(option) for option in options]
-    if "" in folded:
-        raise RequestError("options: one is empty", "options")
-    if long := next((option for option in options if len(option) > MAX_OPTION_CHARACTERS), None):
-        raise RequestError(
-            f"options: one has {len(long)} characters; at most {MAX_OPTION_CHARACTERS} are allowed", "options"
-        )
-    if CANNOT_TELL in folded:
-        raise RequestError(f"options: {CANNOT_TELL!r} is always a possible answer; leave it out", "options")
-    if twice := next((text for index, text in enumerate(folded) if text in folded[:index]), None):
-        raise RequestError(f"options: {twice!r} is there twice", "options")
 
 
 def split_windows(samples: int, window: int) -> list[tuple[int, int]]:
@@ -351,10 +302,15 @@ def _rows(state: LMState) -> Iterator[LMState]:
         yield LMState({name: value[rows] for name, value in state.cache.items()}, state.logits[rows])
 
 
+def _window_weights(cannot_tell_W: Floats) -> Floats:
+    """A window weighs as much as it can tell; together they weigh 1."""
+    weights = np.maximum(1 - cannot_tell_W, _SMALLEST_WEIGHT)
+    return np.asarray(weights / weights.sum())
+
+
 def _combined(question: str, options: tuple[str, ...], logs_WO: Floats, cannot_tell_W: Floats) -> Answer:
     """The weighted mean of the windows' log-probabilities; a window weighs as much as it can tell."""
-    weights = np.maximum(1 - cannot_tell_W, _SMALLEST_WEIGHT)
-    shares = softmax(np.asarray(weights @ logs_WO / weights.sum(), np.float32))
+    shares = softmax(np.asarray(_window_weights(cannot_tell_W) @ logs_WO, np.float32))
     return _answer(question, options, shares.tolist(), float(cannot_tell_W.min()))
 
 

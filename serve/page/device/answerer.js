@@ -1,8 +1,11 @@
 // Answers questions about audio in JavaScript. It follows tinymusician/runtime/question_answerer.py step by step: windows, rotations
 // of the options, "cannot tell", so its probabilities are the engine's.
 
+import { checkQuestion, checkSamples, checkTokens, MAX_LETTERS, normalizeText } from './question_checks.js';
+
 const LETTERS = 'ABCDEFGH', ANSWER_PREFIX = 'The correct answer is:', CANNOT_TELL = 'cannot tell';
 const MAX_NEW_TOKENS = 32, MAX_TEXTS = 8, SMALLEST_WEIGHT = 1e-6, SMALLEST = 1e-30;
+const WHOLE_WINDOW = 0.9; // the share of a window that audio must fill for attributes that hold for a window alone
 
 export class Answerer {
   // `ort` is onnxruntime-web, `Tokenizer` that of @huggingface/tokenizers, `files` the bundle's bytes by role.
@@ -17,22 +20,24 @@ export class Answerer {
     return answerer;
   }
 
-  // One state per window of mono audio at the bundle's rate.
+  // One state per window of mono audio at the bundle's rate; audio that is shorter than a window is repeated.
   async read(samples) {
-    const states = [];
-    for (const [start, end] of windows(samples.length, Math.round(this.shape.window_seconds * this.shape.sampling_rate))) {
-      const audio = new this.ort.Tensor('float32', samples.slice(start, end), [1, end - start]);
-      const { embeddings } = await this.sessions.audio_encoder.run({ audio });
-      states.push(await this.#run(embeddings, [[this.shape.end]], this.#nothing()));
+    checkSamples(samples);
+    const window = Math.round(this.shape.window_seconds * this.shape.sampling_rate), states = [];
+    for (const [start, end] of windows(samples.length, window)) {
+      const piece = Float32Array.from({ length: window }, (_, index) => samples[start + (index % (end - start))]);
+      const { embeddings } = await this.sessions.audio_encoder.run({ audio: new this.ort.Tensor('float32', piece, [1, window]) });
+      checkFinite(embeddings.data, 'the audio encoder');
+      states.push(await this.#run(embeddings, [[this.shape.end]], this.#emptyCache()));
     }
-    return states;
+    return Object.assign(states, { isWindow: samples.length >= WHOLE_WINDOW * window && states.length === 1 });
   }
 
-  // All questions of the manifest; of longer audio, those that do not hold for a window alone.
+  // All questions of the manifest; of longer or shorter audio, those that hold for any.
   async askAll(states) {
     const answers = [];
     for (const { attribute, text, options, per_window } of this.manifest.questions) {
-      if (states.length === 1 || !per_window) answers.push({ ...await this.choose(states, text, options), attribute });
+      if (states.isWindow || !per_window) answers.push({ ...await this.choose(states, text, options), attribute });
     }
     return answers;
   }
@@ -40,16 +45,17 @@ export class Answerer {
   // It follows `ask` of question_answerer.py.
   async ask(states, question, options) {
     checkQuestion(question, options);
+    checkTokens([question, ...options].map((text) => this.#encode(text).length), options.length);
     const plain = (text) => normalizeText(text).replace(/\?+$/, ''), { questions } = this.manifest;
     if (isYesNo(options)) {
       const answer = await this.ask(states, question, []);
       if (isYesNo(answer.options.map(({ text }) => text))) return inOrder(answer, options);
     }
-    if (options.length) return this.#chooseAmong(states, question, options);
     const listed = questions.find(({ text }) => plain(text) === plain(question));
     this.#checkWindows(states, listed);
+    if (options.length) return this.#chooseAmong(states, question, options);
     if (listed) return this.choose(states, question, listed.options);
-    const written = await this.write(states, question), yesNo = yesNoQuestion(question, written.answer, questions);
+    const written = await this.generate(states, question), yesNo = yesNoQuestion(question, written.answer, questions);
     const about = yesNo?.attribute ?? questions.find(({ options: values }) => values.includes(written.answer));
     this.#checkWindows(states, about);
     if (!yesNo) return about ? this.choose(states, question, about.options) : written;
@@ -60,6 +66,7 @@ export class Answerer {
       yes *= judged.options.reduce((sum, { text, probability }) => sum + (values.includes(text) ? probability : 0), 0);
       cannot_tell = Math.max(cannot_tell, judged.cannot_tell);
     }
+    yes = Math.min(yes, 1); // of rounded sums
     return answerOf(question, ['yes', 'no'], [yes, 1 - yes], cannot_tell);
   }
 
@@ -73,7 +80,7 @@ export class Answerer {
 
   #checkWindows(states, about) {
     const { window_seconds: window } = this.shape;
-    if (about?.per_window && states.length > 1) throw new Error(`At most ${window} s are allowed for “${about.text}”, which has another answer for each part.`);
+    if (about?.per_window && !states.isWindow) throw new Error(`The answer to “${about.text}” is one about ${window} s; the audio has another length.`);
   }
 
   // The options' probabilities by the likelihoods of their texts, averaged over all rotations of their order; where they follow from a
@@ -84,7 +91,7 @@ export class Answerer {
       const fine = await this.choose(states, finer.text, finer.options);
       return answerOf(question, options, summed(fine.options.map(({ probability }) => probability), finer.members), fine.cannot_tell);
     }
-    const listed = options.length <= LETTERS.length, rotations = listed ? options.length : 1;
+    const listed = options.length <= MAX_LETTERS, rotations = listed ? options.length : 1;
     const sums = states.map(() => new Float64Array(options.length)), unable = states.map(() => 0);
     for (let by = 0; by < rotations; by++) {
       const rotated = [...options.slice(by), ...options.slice(0, by)];
@@ -97,13 +104,12 @@ export class Answerer {
         unable[index] += softmax(logs).at(-1) / rotations;
       }
     }
-    const weights = unable.map((share) => Math.max(1 - share, SMALLEST_WEIGHT)), total = weights.reduce((a, b) => a + b);
-    const shares = softmax(options.map((_, option) => weights.reduce((sum, weight, index) => sum + weight * sums[index][option], 0) / total));
+    const shares = softmax(options.map((_, option) => weighted(unable, sums.map((row) => row[option]))));
     return answerOf(question, options, shares, Math.min(...unable));
   }
 
   // Free text: of the windows' most probable texts, the one that is most probable in all windows.
-  async write(states, question) {
+  async generate(states, question) {
     const prompt = this.#encode(buildPrompt(question, [])), counts = new Map(), after = [];
     for (const state of states) {
       after.push(await this.#extend(state, prompt));
@@ -115,8 +121,7 @@ export class Answerer {
     const logs = [];
     for (const state of after) logs.push(await this.#likelihoods(state, texts));
     const unable = logs.map((row) => Math.exp(row.at(-1))), cannot_tell = Math.min(...unable);
-    const weights = unable.map((share) => Math.max(1 - share, SMALLEST_WEIGHT)), total = weights.reduce((a, b) => a + b);
-    const means = frequent.map((_, text) => weights.reduce((sum, weight, index) => sum + weight * logs[index][text], 0) / total);
+    const means = frequent.map((_, text) => weighted(unable, logs.map((row) => row[text])));
     const best = means.indexOf(Math.max(...means));
     if (cannot_tell > 0.5) return { question, answer: CANNOT_TELL, probability: cannot_tell, cannot_tell, options: [] };
     return { question, answer: this.tokenizer.decode(frequent[best]).trim(), probability: Math.exp(means[best]), cannot_tell, options: [] };
@@ -124,7 +129,7 @@ export class Answerer {
 
   async #greedy(state) {
     const tokens = [];
-    for (let token; tokens.length < MAX_NEW_TOKENS && (token = state.logits.indexOf(Math.max(...state.logits))) !== this.shape.end;) {
+    for (let token; tokens.length < MAX_NEW_TOKENS && (token = mostProbable(state.logits)) !== this.shape.end;) {
       tokens.push(token);
       state = await this.#extend(state, [token]);
     }
@@ -140,7 +145,7 @@ export class Answerer {
       texts.forEach((text, row) => {
         if (depth < text.length) totals[row] += logShare(all.logits.subarray(row * vocabulary, (row + 1) * vocabulary), column[row]);
       });
-      if (depth + 1 < longest) all = await this.#run(this.#silence(texts.length), column.map((token) => [token]), all.cache);
+      if (depth + 1 < longest) all = await this.#run(this.#emptyEmbeddings(texts.length), column.map((token) => [token]), all.cache);
     }
     return [...totals];
   }
@@ -151,11 +156,11 @@ export class Answerer {
     return { cache: Object.fromEntries(tensors), logits: each(logits) };
   }
 
-  #extend(state, ids) { return this.#run(this.#silence(1), [ids], state.cache); }
+  #extend(state, ids) { return this.#run(this.#emptyEmbeddings(1), [ids], state.cache); }
 
-  #silence(rows) { return new this.ort.Tensor('float32', new Float32Array(0), [rows, 0, this.shape.width]); }
+  #emptyEmbeddings(rows) { return new this.ort.Tensor('float32', new Float32Array(0), [rows, 0, this.shape.width]); }
 
-  #nothing() {
+  #emptyCache() {
     const { layers, key_value_heads, head_width } = this.shape, cache = {};
     for (let layer = 0; layer < layers; layer++) {
       for (const kind of ['key', 'value']) cache[`past_${kind}.${layer}`] = new this.ort.Tensor('float32', new Float32Array(0), [1, key_value_heads, 0, head_width]);
@@ -166,6 +171,7 @@ export class Answerer {
   async #run(embeddings, rows, cache) {
     const ids = new this.ort.Tensor('int64', BigInt64Array.from(rows.flat(), BigInt), [rows.length, rows[0].length]);
     const { logits, ...present } = await this.sessions.lm.run({ embeddings, ids, ...cache });
+    checkFinite(logits.data, 'the language model');
     return { logits: logits.data, cache: Object.fromEntries(Object.entries(present).map(([name, value]) => [name.replace('present', 'past'), value])) };
   }
 
@@ -203,7 +209,7 @@ export function optionValues(options, attributes) {
   if (new Set(texts).size < texts.length) return { texts: options, members: options.map((_, index) => [index]), attribute: null };
   let start = 0;
   const members = each.map(({ length }) => Array.from({ length }, () => start++));
-  return { texts, members, attribute: best.count === options.length ? best.attribute : null };
+  return { texts, members, attribute: best.attribute };
 }
 
 function valuesOf(option, { options, synonyms = {}, other_names = {} }) {
@@ -211,9 +217,6 @@ function valuesOf(option, { options, synonyms = {}, other_names = {} }) {
   const plain = normalizeText(withAccidentals(option));
   return [...singles, ...Object.entries(other_names)].find(([name]) => normalizeText(name) === plain)?.[1] ?? [];
 }
-
-// A text without what cannot be seen: equal for texts that look alike, whatever their case and spaces.
-function normalizeText(text) { return text.normalize('NFKC').replace(/\p{Cf}/gu, '').toLowerCase().trim().replace(/\s+/g, ' '); }
 
 // A text with the signs of accidentals after the names of notes: F# for F sharp.
 function withAccidentals(text) {
@@ -274,16 +277,6 @@ function patterns(name) {
   return [new RegExp(`(?<=\\s)${words}${end}`, 'gu'), new RegExp(`${words}(?=\\s*(?:[,;:.?!]|$))`, 'gu'), new RegExp(`${words}(?=[\\s.?!]*$)`, 'giu')];
 }
 
-// The limits of `check_question` in question_answerer.py.
-function checkQuestion(question, options) {
-  const folded = options.map(normalizeText);
-  if (!question.trim()) throw new Error('The question is empty.');
-  if (question.length > 300) throw new Error(`The question has ${question.length} characters; at most 300 are allowed.`);
-  if (options.length === 1 || options.length > 50) throw new Error(`${options.length} possible answers; 2 to 50 are allowed, or none.`);
-  if (folded.some((option) => !option || option.length > 60)) throw new Error('A possible answer is empty, or has more than 60 characters.');
-  if (new Set(folded).size < folded.length) throw new Error('A possible answer is there twice.');
-}
-
 function buildPrompt(text, options) {
   if (!options.length) return `Question: ${text}\n Answer:`;
   return `Question: ${text}\n Options: ${options.map((option, index) => `(${LETTERS[index]}) ${option}`).join(' ')} \n ${ANSWER_PREFIX}`;
@@ -307,4 +300,18 @@ function logShare(logits, token) {
   for (const value of logits) most = Math.max(most, value);
   for (const value of logits) sum += Math.exp(value - most);
   return logits[token] - most - Math.log(sum);
+}
+
+// The mean of the windows' values; a window weighs as much as it can tell.
+function weighted(unable, values) {
+  const weights = unable.map((share) => Math.max(1 - share, SMALLEST_WEIGHT));
+  return weights.reduce((sum, weight, index) => sum + weight * values[index], 0) / weights.reduce((a, b) => a + b);
+}
+
+function mostProbable(logits) {
+  return logits.reduce((best, value, token) => (value > logits[best] ? token : best), 0);
+}
+
+function checkFinite(values, what) {
+  if (!values.every(Number.isFinite)) throw new Error(`The results of ${what} are not numbers; the bundle is damaged.`);
 }
