@@ -103,6 +103,7 @@ def understand_cost(recipe: Recipe) -> JsonObject:
         "clips": questions.train_clips + questions.validation_clips + questions.test_clips,
         "clips_of_masked_prediction": masked_steps * pretrain.batch_size,
         "clips_of_fine_tuning": finetune_steps * pretrain.batch_size,
+        "questions_in_words": train.language_steps * train.batch_size,
         "questions_of_training": train.steps * train.batch_size,
         "questions_of_the_text_only_control": train.text_only_steps * train.batch_size,
     }

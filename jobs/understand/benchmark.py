@@ -13,7 +13,7 @@ from jobs.understand.stages import ANSWERS, TEXT_ONLY, encoder_stages, trained_m
 from jobs.worker.context import WorkerContext
 from tinymusician.house_band.mucho_questions import mucho_questions
 from tinymusician.house_band.question_texts import PHRASINGS
-from tinymusician.house_band.skill_questions import attribute_questions
+from tinymusician.house_band.skill_questions import VERSION, attribute_questions
 from tinymusician.house_band.skills import SKILLS
 from tinymusician.understand.answering import Answerer, FinerAnswerer, TorchAnswerer
 from tinymusician.understand.benchmark import (
@@ -88,6 +88,7 @@ class _Benchmark:
             digest = write_questions(Path(folder) / f"{name}.jsonl", questions)
         return BenchmarkResult(
             benchmark=name,
+            version=VERSION,
             digest=digest,
             clips=len(set(clips)),
             tunes=len({question.tune for question in questions}),

@@ -15,6 +15,7 @@ from tinymusician.house_band.skill_questions import attribute_questions
 from tinymusician.models.spectral_front_end import RATE
 from tinymusician.quantize.audio_lm_bundle import BundleFacts, audio_difference, write_graphs, write_manifest
 from tinymusician.quantize.precision import PrecisionPlan
+from tinymusician.runtime.measure_answering import measure_answering
 from tinymusician.understand.answering import FinerAnswerer
 from tinymusician.understand.benchmark import SystemScore, score_probabilities, score_rotations
 from tinymusician.understand.bundle_answerer import BundleAnswerer
@@ -59,6 +60,9 @@ def write_bundle(
         lineage={"run": run.id, "model": source},
     )
     write_manifest(model, search.plan, folder, facts)
+    measured = measure_answering(folder)
+    cost, memory = {**facts.cost, **measured.model_dump()}, measured.peak_memory_bytes
+    write_manifest(model, search.plan, folder, facts._replace(cost=cost, minimum_memory=memory))
     return search, _score(context, data, folder)
 
 

@@ -269,13 +269,11 @@ class UnderstandData:
     @cached_property
     def tokenizer(self) -> Tokenizer:
         """The teacher's or the given language model's tokenizer, or one that is learnt from the training questions."""
-        from tokenizers import Tokenizer
-
-        from tinymusician.models.audio_lm_files import TOKENIZER, model_folder
+        from tinymusician.models.audio_lm_files import load_words
         from tinymusician.understand.tokenizer import train_tokenizer
 
         if self.config.teacher is not None:
-            return Tokenizer.from_file(str(model_folder(self.config.teacher.model) / TOKENIZER))
+            return load_words(self.config.teacher.model)
         if self.pretrained_lm is not None:
             return self.pretrained_lm.tokenizer
         questions = self.questions("train")

@@ -109,11 +109,15 @@ def _publish(context: WorkerContext, data: UnderstandData, folder: Path, kind: s
 
 def _headline(result: BenchmarkResult) -> JsonObject:
     """The figures of a model's score that thresholds and tables use; a control without an interval is not at chance."""
+    from tinymusician.understand.benchmark import CONTROLS
+
     score = result.model
     figures = {attribute: each.interval.value for attribute, each in score.attributes.items()}
     leaks = sum(control.overall.contains_chance is not True for control in result.controls)
     accuracy = score.overall.interval.value
-    return {"accuracy": accuracy, "circular": _circular(score), "controls_not_at_chance": leaks, **figures}
+    missing = len(set(CONTROLS) - {control.name for control in result.controls})
+    controls = {"controls_not_at_chance": leaks, "controls_missing": missing}
+    return {"accuracy": accuracy, "circular": _circular(score), "groups": score.groups, **controls, **figures}
 
 
 def _circular(score: SystemScore) -> float | None:

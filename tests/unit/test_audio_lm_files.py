@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import pickle
 from pathlib import Path
 
@@ -13,7 +14,16 @@ from jobs.cli.main import app
 from tinymusician.errors import ModelError
 from tinymusician.models.audio_encoder import AudioEncoder, AudioEncoderShape
 from tinymusician.models.audio_lm import AudioLM, AudioLMShape, LanguageModelShape
-from tinymusician.models.audio_lm_files import load_audio_lm, load_matpac, load_tinymu, round_weights, save_audio_lm
+from tinymusician.models.audio_lm_files import (
+    load_audio_lm,
+    load_matpac,
+    load_tinymu,
+    load_words,
+    model_folder,
+    read_shape,
+    round_weights,
+    save_audio_lm,
+)
 from tinymusician.models.spectral_front_end import FrontEndConfig, Scale
 from tinymusician.understand.tokenizer import train_tokenizer
 
@@ -104,6 +114,36 @@ def test_folder_of_another_model_is_refused(tmp_path: Path) -> None:
     (tmp_path / "config.json").write_text('{"model_type": "musicgen"}')
     with pytest.raises(ModelError, match="is of type 'musicgen'; tinymusician-audio-lm is needed"):
         load_audio_lm(tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("part", "values", "message"),
+    [
+        ("lm", {"heads": 0}, "heads 0; an integer from 1 to 1048576 is needed"),
+        ("lm", {"width": "256"}, "width '256'; an integer"),
+        ("lm", {"layers": True}, "layers True; an integer"),
+        ("lm", {"end": -1}, "end -1; an integer from 0"),
+        ("lm", {"vocabulary": 2**40}, "vocabulary 1099511627776; an integer"),
+        ("lm", {"rope_theta": 0}, "rope_theta 0; a positive number is needed"),
+        ("lm", {"key_value_heads": 3}, "heads 4; a multiple of 3 key_value_heads is needed"),
+        ("audio_encoder", {"heads": 5}, "width .*; a multiple of 5 heads is needed"),
+        (None, {"projector_width": -1}, "projector_width -1; an integer"),
+        (None, {"lm": None}, "NoneType"),
+    ],
+)
+def test_shapes_that_cannot_be(tmp_path: Path, part: str | None, values: dict[str, object], message: str) -> None:
+    content = json.loads((model_folder("band-mu") / "config.json").read_text())
+    (content if part is None else content[part]).update(values)
+    (tmp_path / "config.json").write_text(json.dumps(content))
+    with pytest.raises(ModelError, match=rf"config\.json cannot be read .*{message}"):
+        read_shape(tmp_path)
+
+
+def test_a_tokenizer_that_cannot_be_read(tmp_path: Path) -> None:
+    (tmp_path / "tokenizer.json").write_text("{}")
+    (tmp_path / "config.json").write_text("{}")
+    with pytest.raises(ModelError, match=r"tokenizer\.json cannot be read"):
+        load_words(str(tmp_path))
 
 
 def test_tinymu_is_converted_to_a_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

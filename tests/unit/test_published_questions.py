@@ -7,10 +7,14 @@ import os
 import random
 from pathlib import Path
 
+import numpy as np
 import pytest
+import soundfile
+from typer.testing import CliRunner
 
-from jobs.cli.benchmark import find_audio
-from tinymusician.errors import DataError
+from jobs.cli.benchmark import find_audio, other_tracks
+from jobs.cli.main import app
+from tinymusician.errors import DataError, RequestError
 from tinymusician.understand.published import (
     PublishedQuestion,
     Reply,
@@ -74,8 +78,8 @@ def test_muchomusic_outputs(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("change", "problem"),
     [
-        ({"distractors": []}, "1 answers; 3 to 9 are allowed"),
-        ({"distractors": [*"abcdefghij"]}, "11 answers; 3 to 9 are allowed"),
+        ({"distractors": []}, "1 answers; 3 to 7 are allowed"),
+        ({"distractors": [*"abcdefghij"]}, "11 answers; 3 to 7 are allowed"),
         ({"distractors": [1, 2, 3, 4]}, "must be strings"),
         ({"distractors": ["a", "b", None, "d"]}, "must be strings"),
         ({"distractors": ["a", "b", "yes", "d"]}, "two answers are equal"),
@@ -147,6 +151,23 @@ def test_rul_leaves_one_distractor_out_and_votes(tmp_path: Path) -> None:
     assert sum(score.letters.values()) == 4
 
 
+def test_chance_is_of_each_questions_options() -> None:
+    """Random choices among as many options as there are distractors, in every set."""
+    rng = np.random.default_rng(0)
+    questions = [
+        PublishedQuestion(f"{number}/{count}", f"{number}/{count}", "?", "yes", tuple("abcdef"[:count]))
+        for count in (2, 3, 6)
+        for number in range(2000)
+    ]
+    score = score_published("rul", questions, lambda _, options: Reply(int(rng.integers(len(options))), ""), seed=0)
+    assert score.accuracy is not None
+    assert score.voted is not None
+    weighted = (1 / 2 * 2 + 1 / 3 * 3 + 1 / 6 * 6) / 11  # sets count, and there are as many as distractors
+    assert score.accuracy.value == pytest.approx(weighted, abs=0.01)
+    assert score.chance == pytest.approx(weighted)
+    assert score.voted.value == pytest.approx(score.voted_chance, abs=0.02)
+
+
 @pytest.mark.parametrize(
     "content",
     ["{", '[{"prompt": null, "answers": [1], "answer_orders": [0]}]', '{"1": {"question": "x"}}', "[1]", '"text"'],
@@ -164,18 +185,56 @@ def test_file_without_questions_is_refused(tmp_path: Path, name: str, content: s
         load_published(tmp_path / name)
 
 
-def test_missing_audio_is_named(tmp_path: Path) -> None:
-    (tmp_path / "one.mp3").touch()
-    questions = [PublishedQuestion(name, name, "?", "a", ("b",)) for name in ("one", "two")]
+def test_files_of_audio_are_named(tmp_path: Path) -> None:
+    def write(name: str, seconds: float = 1.0) -> Path:
+        soundfile.write(tmp_path / name, np.zeros(round(1000 * seconds)), 1000, format="WAV")
+        return tmp_path / name
+
+    def about(*tracks: str) -> list[PublishedQuestion]:
+        return [PublishedQuestion(name, name, "?", "a", ("b",)) for name in tracks]
+
+    one = write("one.wav")
     with pytest.raises(DataError, match="1 of 2 files are missing, such as two"):
-        find_audio(tmp_path, questions)
-    assert find_audio(tmp_path, questions[:1]) == {"one": tmp_path / "one.mp3"}
-    (tmp_path / "[a-b_C]-[30-40].wav").touch()
-    (tmp_path / "1234.2min.mp3").touch()
-    named = [PublishedQuestion(name, name, "?", "a", ("b",)) for name in ("a-b_C", "1234")]
-    assert set(find_audio(tmp_path, named)) == {"a-b_C", "1234"}
+        find_audio(tmp_path, about("one", "two"))
+    assert find_audio(tmp_path, about("one")) == {"one": one}
+    parts = write("[a-b_C]-[30-40].wav"), write("1234.2min.mp3")
+    assert find_audio(tmp_path, about("a-b_C", "1234")) == dict(zip(("a-b_C", "1234"), parts, strict=True))
+    assert other_tracks({"one": one, "1234": parts[1]}, about("one", "1234")) == {"one": parts[1], "1234": one}
+    with pytest.raises(DataError, match="all questions are about one track"):
+        other_tracks({"one": one}, about("one"))
+    write("two.wav", 0.1)
+    with pytest.raises(DataError, match=r"two\.wav: audio: lasts 0\.1 s; 0\.5 to 600 s"):
+        find_audio(tmp_path, about("one", "two"))
     with pytest.raises(DataError, match="no such folder"):
-        find_audio(tmp_path / "none", questions)
+        find_audio(tmp_path / "none", about("one"))
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        ((), "one of --audio DIR, --text-only and --noise is needed"),
+        (("--text-only", "--noise"), "one of --audio DIR, --text-only and --noise is needed"),
+        (("--outputs", "--noise"), "with --outputs, none of"),
+        (("--text-only", "--mismatched"), "--mismatched: needs --audio DIR"),
+    ],
+)
+def test_options_that_contradict(tmp_path: Path, words: tuple[str, ...], message: str) -> None:
+    ended = CliRunner().invoke(app, ["benchmark", str(tmp_path / "q.json"), *words])
+    assert ended.exit_code != 0
+    assert isinstance(ended.exception, RequestError)
+    assert message in str(ended.exception)
+
+
+def test_controls_of_a_published_file(tmp_path: Path) -> None:
+    """The packaged bundle on a question about two clips; progress is reported."""
+    entry = {"question": "Which instrument plays?", "correct_answer": "flute"}
+    entries = {name: {**entry, "distractors": ["piano", "banjo", "trumpet"], "caption": name} for name in "ab"}
+    (tmp_path / "q.json").write_text(json.dumps(entries))
+    words = ["benchmark", str(tmp_path / "q.json"), "--noise", "--json"]
+    ended = CliRunner().invoke(app, words, catch_exceptions=False)
+    score = json.loads(ended.stdout)
+    assert (score["questions"], score["chance"], sum(score["letters"].values())) == (2, pytest.approx(1 / 3), 6)
+    assert "question 2 of 2" in ended.stderr
 
 
 @pytest.mark.skipif("TINYMUSICIAN_TEST_DATA" not in os.environ, reason="needs the published file")

@@ -76,7 +76,13 @@ def test_an_evaluation_must_contain_both(world: World) -> None:
     ]  # fmt: skip
 
 
-ANSWERS = {"bundle_accuracy": 0.8, "accuracy": 0.805, "bundle_circular": 0.7, "controls_not_at_chance": 0}
+ANSWERS = {
+    "bundle_accuracy": 0.8,
+    "accuracy": 0.805,
+    "bundle_circular": 0.7,
+    "controls_missing": 0,
+    "controls_not_at_chance": 0,
+}
 
 
 @pytest.mark.parametrize(
@@ -87,6 +93,7 @@ ANSWERS = {"bundle_accuracy": 0.8, "accuracy": 0.805, "bundle_circular": 0.7, "c
         ({"bundle_circular": 0.6}, r"circular: 0\.6; at least 0\.65"),
         ({"accuracy": 0.82}, r"loss: 0\.02; at most 0\.01"),
         ({"controls_not_at_chance": 1}, "controls: 1; at most 0"),
+        ({"controls_missing": 1}, "missing controls: 1; at most 0"),
         ({"bundle_circular": None}, "circular: was not measured"),
     ],
 )
@@ -98,7 +105,8 @@ def test_bundle_that_answers_questions_has_gates_on_its_benchmark(
     source = publish(world.registry, bundle, None, PublishConfig())
     if failure is None:
         moved = promote(world.registry, source, "stable", PublishConfig(), None)
-        assert [gate["gate"] for gate in moved.about["why"]["gates"]] == ["accuracy", "circular", "loss", "controls"]
+        gates = [gate["gate"] for gate in moved.about["why"]["gates"]]
+        assert gates == ["accuracy", "circular", "loss", "missing controls", "controls"]
         return
     with pytest.raises(UntrustedError, match=rf"version 1: {failure}\. Nothing was promoted"):
         promote(world.registry, source, "stable", PublishConfig(), None)

@@ -46,6 +46,7 @@ def check_question_gates(metrics: Mapping[str, object], gates: QuestionGatesConf
         _within("accuracy", bundle, gates.accuracy, is_minimum=True),
         _within("circular", _value(metrics, "bundle_circular"), gates.circular, is_minimum=True),
         _within("loss", loss, gates.loss, is_minimum=False),
+        _within("missing controls", _value(metrics, "controls_missing"), 0, is_minimum=False),
         _within("controls", _value(metrics, "controls_not_at_chance"), gates.controls, is_minimum=False),
     ]
 

@@ -7,18 +7,20 @@ PyTorch files; they are read with `weights_only=True`, so they cannot run code.
 from __future__ import annotations
 
 import json
+import math
 import pickle
 import re
 from collections.abc import Mapping
-from dataclasses import asdict
+from dataclasses import asdict, fields
 from pathlib import Path
 from typing import Literal
 
 import torch
 from safetensors.torch import load_file, save_file
+from tokenizers import Tokenizer
 from torch import Tensor, nn
 
-from tinymusician.errors import ModelError, first_line
+from tinymusician.errors import ModelError, contain_panics, first_line
 from tinymusician.inputs import input_path
 from tinymusician.json_types import JsonObject
 from tinymusician.models.audio_encoder import AudioEncoder, AudioEncoderShape
@@ -31,6 +33,7 @@ MODEL_TYPE = "tinymusician-audio-lm"
 CONFIG, WEIGHTS, TOKENIZER = "config.json", "model.safetensors", "tokenizer.json"
 _TINYMU = ((r"^module\.", ""), (r"^audio_encoder\.enc\.", "audio_encoder."), (r"^text_decoder\.lm\.", "lm."))
 """TinyMU's names of tensors (xiquan-li/TinyMU, src/models/m2t.py), and what replaces them here."""
+_LARGEST_SIZE = 2**20
 _COMPUTED = re.compile(r"(^|\.)log_mel\.|rotary_emb\.inv_freq$|^head\.")
 """Tensors of published checkpoints that are computed here, and heads of tasks that are not used."""
 
@@ -102,6 +105,21 @@ def model_folder(name: str) -> Path:
     return folder
 
 
+def load_words(name: str) -> Tokenizer:
+    """The tokenizer of a model that answers questions.
+
+    Raises:
+        ModelError: it does not exist, or cannot be read.
+    """
+    try:
+        with contain_panics():
+            return Tokenizer.from_file(str(model_folder(name) / TOKENIZER))
+    except ModelError:
+        raise
+    except Exception as error:  # the library raises no narrower one
+        raise ModelError(f"model {name!r}: {TOKENIZER} cannot be read ({first_line(error)})") from error
+
+
 def load_encoder(name: str) -> AudioEncoder:
     """The encoder of a model that answers questions, or of a MATPAC checkpoint (.pt).
 
@@ -126,9 +144,30 @@ def read_shape(folder: Path) -> AudioLMShape:
         encoder = dict(content["audio_encoder"])
         scales = {name: Scale(*value) for name, value in encoder.pop("front_end").items() if value is not None}
         encoder_shape = AudioEncoderShape(**encoder, front_end=FrontEndConfig(**scales))
-        return AudioLMShape(encoder_shape, content["projector_width"], LanguageModelShape(**content["lm"]))
+        shape = AudioLMShape(encoder_shape, content["projector_width"], LanguageModelShape(**content["lm"]))
+        for part in (shape, shape.audio_encoder, shape.lm):
+            _check_numbers(part)
+        return shape
     except (OSError, ValueError, KeyError, TypeError) as error:
         raise ModelError(f"model {str(folder)!r}: {CONFIG} cannot be read ({first_line(error)})") from error
+
+
+def _check_numbers(shape: AudioLMShape | AudioEncoderShape | LanguageModelShape) -> None:
+    """Check that sizes are positive integers, and widths multiples of heads.
+
+    Raises:
+        ValueError: one is not.
+    """
+    for field in fields(shape):
+        value, lowest = getattr(shape, field.name), field.name != "end"
+        if isinstance(field.default, int) and not (type(value) is int and lowest <= value <= _LARGEST_SIZE):
+            raise ValueError(f"{field.name} {value!r}; an integer from {lowest:d} to {_LARGEST_SIZE} is needed")
+        if isinstance(field.default, float) and not (isinstance(value, int | float) and 0 < value < math.inf):
+            raise ValueError(f"{field.name} {value!r}; a positive number is needed")
+    if not isinstance(shape, AudioLMShape) and shape.width % shape.heads:
+        raise ValueError(f"width {shape.width}; a multiple of {shape.heads} heads is needed")
+    if isinstance(shape, LanguageModelShape) and shape.heads % shape.key_value_heads:
+        raise ValueError(f"heads {shape.heads}; a multiple of {shape.key_value_heads} key_value_heads is needed")
 
 
 def load_tensors(module: nn.Module, weights: Mapping[str, Tensor], name: str) -> None:

@@ -11,9 +11,11 @@ import numpy as np
 import onnx
 import torch
 
+from tinymusician.errors import ModelError
 from tinymusician.json_types import JsonObject
+from tinymusician.models.audio_encoder import PATCH
 from tinymusician.models.audio_lm import AudioLM
-from tinymusician.models.spectral_front_end import RATE
+from tinymusician.models.spectral_front_end import HOP, RATE
 from tinymusician.quantize.apply import quantize_model
 from tinymusician.quantize.audio_lm import audio_encoder_graph, lm_graph
 from tinymusician.quantize.graph import save
@@ -42,6 +44,7 @@ class BundleFacts(NamedTuple):
     cost: JsonObject
     licence: str
     lineage: JsonObject
+    minimum_memory: int = 0
 
 
 def write_graphs(model: AudioLM, plan: PrecisionPlan, tokenizer_json: str, folder: Path) -> None:
@@ -70,7 +73,14 @@ def group_of(node: str) -> str:
 
 
 def write_manifest(model: AudioLM, plan: PrecisionPlan, folder: Path, facts: BundleFacts) -> AudioLMManifest:
-    """Describe the files of a folder, and write its manifest."""
+    """Describe the files of a folder, and write its manifest.
+
+    Raises:
+        ModelError: a window is longer than what the encoder's graph reads at once.
+    """
+    columns, block = -(-round(facts.window_seconds * RATE) // (HOP * PATCH)), model.shape.audio_encoder.block_columns
+    if columns > block:
+        raise ModelError(f"bundle {facts.name}: a window has {columns} columns; the encoder's graph reads {block}")
     lm, dtype = model.shape.lm, " ".join(sorted({plan.default, *plan.groups.values()}))
     manifest = AudioLMManifest(
         format=FORMAT,
@@ -88,7 +98,7 @@ def write_manifest(model: AudioLM, plan: PrecisionPlan, folder: Path, facts: Bun
         ),
         questions=tuple(facts.questions),
         providers=("CPUExecutionProvider",),
-        minimum_memory=2 * sum(path.stat().st_size for path in folder.iterdir()),
+        minimum_memory=facts.minimum_memory,
         parity=facts.parity,
         cost=facts.cost,
         licence=facts.licence,

@@ -115,7 +115,7 @@ class AnswerTrainingConfig(ConfigModel):
     steps: Count = Field(164_000, description="training steps")
     batch_size: Count = Field(64, description="questions per step")
     learning_rate: Positive = Field(1e-4, description="peak learning rate")
-    warmup_steps: int = Field(8200, ge=0, description="steps until the peak; TinyMU's are a twentieth")
+    warmup_steps: int = Field(8200, ge=0, description="steps until the peak, at most a tenth of all")
     weight_decay: float = Field(0.0, ge=0, description="AdamW's weight decay")
     projector_width: Count = Field(2048, description="hidden width of the projector")
     language_steps: int = Field(

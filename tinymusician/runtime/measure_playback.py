@@ -5,13 +5,11 @@ Usage: python -m tinymusician.runtime.measure_playback FOLDER PROMPT
 
 from __future__ import annotations
 
-import os
-import subprocess
 import sys
 import time
 from pathlib import Path
 
-from tinymusician.errors import EngineError
+from tinymusician.runtime.measurement_process import run_measurement
 from tinymusician.runtime.playback_cost import PlaybackCost
 
 
@@ -21,16 +19,7 @@ def measure_playback(folder: Path, prompt: str) -> PlaybackCost:
     Raises:
         EngineError: the process failed.
     """
-    import tinymusician
-
-    package = str(Path(str(tinymusician.__file__)).parents[1])  # the same code, wherever a job's copy of it lies
-    paths = [package, *filter(None, [os.environ.get("PYTHONPATH")])]
-    command = [sys.executable, "-m", "tinymusician.runtime.measure_playback", str(folder), prompt]
-    environment = os.environ | {"PYTHONPATH": os.pathsep.join(paths)}
-    ended = subprocess.run(command, capture_output=True, text=True, check=False, env=environment)
-    if ended.returncode != 0:
-        raise EngineError(f"bundle: does not play ({' '.join(ended.stderr.split())[-300:]})")
-    return PlaybackCost.model_validate_json(ended.stdout)
+    return PlaybackCost.model_validate_json(run_measurement(__name__, str(folder), prompt))
 
 
 def main() -> None:

@@ -22,6 +22,8 @@ from tinymusician.runtime.prompts import LETTERS
 from tinymusician.understand.answering import Answerer, select_rows
 from tinymusician.understand.questions import Question, official_choice, strict_choice
 
+CONTROLS = ("no audio", "silence", "noise", "another tune's audio", "most frequent answer", "text-only model")
+"""The names of all controls."""
 CONTROL_LEVEL = 0.99
 """The level of the interval in which chance must be, for a control."""
 Bools = npt.NDArray[np.bool_]
@@ -45,6 +47,7 @@ class Score(Document):
 class SystemScore(Document):
     """A model or a control. `circular` is the score of being right in all rotations of the options.
 
+    `groups` is the share of groups (one text, one list of options, a clip for each) of which all questions are right.
     `letters` counts the chosen options by place. `cannot_tell` is the share of questions where that answer is more
     probable than all options together. The parsers' shares and scores are of generated answers.
     """
@@ -53,6 +56,7 @@ class SystemScore(Document):
     overall: Score
     attributes: dict[str, Score]
     letters: dict[str, int]
+    groups: float | None = None
     cannot_tell: float | None = None
     circular: Score | None = None
     official_parsed: float | None = None
@@ -70,13 +74,14 @@ class EncoderProbe(Document):
 
 
 class BenchmarkResult(Document):
-    """All scores on one set of questions, which `digest` identifies. `reconstructed` is of the clips after a codec.
+    """All scores on one set of questions, which `digest` identifies; `version` is that of the rules that made them.
 
-    `others` are the results on other sets of questions. `probes` are of the most frequent class, and of the encoder
-    before and after its training.
+    `reconstructed` is of the clips after a codec. `others` are the results on other sets of questions. `probes` are of
+    the most frequent class, and of the encoder before and after its training.
     """
 
     benchmark: str
+    version: int
     digest: str
     clips: int
     tunes: int
@@ -95,6 +100,10 @@ def score_choices(name: str, questions: Sequence[Question], choices: Sequence[in
     for index, question in enumerate(questions):
         by_attribute.setdefault(question.attribute, []).append(index)
     letters = Counter(LETTERS[choice] for choice in choices)
+    groups: dict[int, bool] = {}
+    for question, is_one in zip(questions, right.tolist(), strict=True):
+        if question.group >= 0:
+            groups[question.group] = groups.get(question.group, True) and is_one
     return SystemScore(
         name=name,
         overall=_score(questions, right),
@@ -103,6 +112,7 @@ def score_choices(name: str, questions: Sequence[Question], choices: Sequence[in
             for attribute, rows in by_attribute.items()
         },
         letters={letter: letters[letter] for letter in LETTERS if letters[letter]},
+        groups=sum(groups.values()) / len(groups) if groups else None,
     )
 
 

@@ -34,7 +34,7 @@ class MaskedPredictionConfig:
     class_loss_weight: float = 0.5
     student_temperature: float = 0.1
     teacher_temperature: tuple[float, float] = (0.04, 0.07)
-    teacher_warmup_steps: int = 20_000
+    teacher_warmup_steps: int = 9827
     center_decay: float = 0.9
     encoder_decay: tuple[float, float] = (0.99995, 0.99999)
     head_decay: tuple[float, float] = (0.998, 1.0)

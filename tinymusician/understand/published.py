@@ -14,6 +14,7 @@ import random
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from functools import cache
 from itertools import product
 from pathlib import Path
 from typing import Literal, NamedTuple, TypeVar
@@ -29,7 +30,7 @@ from tinymusician.understand.questions import official_choice, strict_choice
 
 Layout = Literal["muchomusic-csv", "muchomusic-json", "rul"]
 _CSV_COLUMNS = ("question", "correct_answer", "distractor_1_answer", "dataset_identifier")
-OPTIONS = 4
+_MAX_RUL_ANSWERS = 7
 _MAX_CHARACTERS = 2000
 T = TypeVar("T")
 
@@ -108,7 +109,7 @@ def load_published(path: Path) -> tuple[Layout, list[PublishedQuestion]]:
 
 def _problem(question: PublishedQuestion, layout: Layout) -> str:
     """What is wrong with a question; empty if nothing is."""
-    answers, most = (question.correct, *question.distractors), MAX_LETTERS + (layout == "rul")
+    answers, most = (question.correct, *question.distractors), _MAX_RUL_ANSWERS if layout == "rul" else MAX_LETTERS
     words = (question.text, *answers, *question.knowledge, *question.reasoning, question.output or "")
     if not all(isinstance(word, str) for word in words):
         return "text, answers, categories and output must be strings"
@@ -147,7 +148,7 @@ def score_outputs(layout: Layout, questions: Sequence[PublishedQuestion]) -> Pub
         DataError: a question has no output.
     """
     if missing := next((question.id for question in questions if question.output is None), None):
-        raise DataError(f"question {missing}: has no model_output; give --model, which answers")
+        raise DataError(f"question {missing}: has no model_output; without --outputs, a bundle answers")
     outcomes = [
         _Outcome(None, [], [_parsed(question.output or "", question.options, question.correct)], [])
         for question in questions
@@ -188,10 +189,11 @@ def _vote(chosen: Sequence[T]) -> T:
     return Counter(chosen).most_common(1)[0][0]
 
 
+@cache
 def vote_chance(distractors: int) -> float:
-    """How often random choices vote for the right option, each among all options but one of the distractors.
+    """How often random choices vote for the right option, each among it and all but one of the distractors.
 
-    The right option is in every set, and each distractor in all but one, so it is more than one of `OPTIONS`.
+    The right option is in every set, and each distractor in all but one, so it is more than that of one set.
     """
     sets = [[0, *(one for one in range(1, distractors + 1) if one != out)] for out in range(1, distractors + 1)]
     votes = [_vote(chosen) == 0 for chosen in product(*sets)]
@@ -217,10 +219,10 @@ def _score(layout: Layout, questions: Sequence[PublishedQuestion], outcomes: Seq
     return PublishedScore(
         layout=layout,
         questions=len(questions),
-        chance=1 / OPTIONS if layout == "rul" else float(np.mean([1 / (1 + len(q.distractors)) for q in questions])),
+        chance=_chance(layout, questions),
         accuracy=cluster_interval(right, tracks) if right else None,
         voted=cluster_interval(voted, [question.track for question in questions]) if voted else None,
-        voted_chance=vote_chance(len(questions[0].distractors)) if voted else None,
+        voted_chance=float(np.mean([vote_chance(len(q.distractors)) for q in questions])) if voted else None,
         official_accuracy=sum(one.official is True for one in parsed) / len(parsed),
         official_parsed=sum(one.official is not None for one in parsed) / len(parsed),
         strict_accuracy=sum(one.strict is True for one in parsed) / len(parsed),
@@ -228,6 +230,12 @@ def _score(layout: Layout, questions: Sequence[PublishedQuestion], outcomes: Seq
         letters=dict(sorted(letters.items())),
         by_category={name: _interval(rows) for name, rows in sorted(categories.items())},
     )
+
+
+def _chance(layout: Layout, questions: Sequence[PublishedQuestion]) -> float:
+    """The accuracy of random choices; with RUListening's layout, a question has as many sets as distractors."""
+    counts = np.array([len(question.distractors) for question in questions])
+    return len(counts) / counts.sum() if layout == "rul" else float((1 / (1 + counts)).mean())
 
 
 def _interval(rows: Sequence[tuple[bool, str]]) -> Interval:

@@ -63,9 +63,17 @@ def overview(result: BenchmarkResult) -> Rows:
                 f"{system.overall.chance:.3f}",
                 verdict,
                 "" if system.circular is None else system.circular.interval.as_share(),
+                _share(system.groups),
             )
         )
-    return ("system", "score", "chance", "99 % interval contains chance", "right in all rotations"), rows
+    return (
+        "system",
+        "score",
+        "chance",
+        "99 % interval contains chance",
+        "right in all rotations",
+        "groups all right",
+    ), rows
 
 
 def attributes(result: BenchmarkResult) -> Rows:
