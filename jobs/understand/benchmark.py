@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import tempfile
-from pathlib import Path
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -29,7 +27,7 @@ from tinymusician.understand.benchmark import (
 )
 from tinymusician.understand.features import mean_vectors, noise_features, silence_features
 from tinymusician.understand.linear_probe import majority_accuracy, probe
-from tinymusician.understand.questions import write_questions
+from tinymusician.understand.questions import questions_digest
 
 if TYPE_CHECKING:
     from tinymusician.models.audio_lm import AudioLM
@@ -84,12 +82,10 @@ class _Benchmark:
         clips = [question.clip for question in questions]
         held_out = frozenset(text for phrasing in PHRASINGS.values() for text in phrasing.held_out)
         features = _of(self._features, clips)
-        with tempfile.TemporaryDirectory() as folder:
-            digest = write_questions(Path(folder) / f"{name}.jsonl", questions)
         return BenchmarkResult(
             benchmark=name,
             version=VERSION,
-            digest=digest,
+            digest=questions_digest(questions),
             clips=len(set(clips)),
             tunes=len({question.tune for question in questions}),
             model=score_model(self._context.recipe.name, questions, self._answerer, features, held_out),

@@ -29,6 +29,7 @@ QUESTIONS: dict[Split, str] = {"train": "train.jsonl", "validation": "validation
 
 def work(context: WorkerContext) -> None:
     """Run all stages of training in order, each from its own checkpoint."""
+    from jobs.understand.generate_questions import generate_questions
     from jobs.understand.stages import (
         ANSWERS,
         TEXT_ONLY,
@@ -45,6 +46,7 @@ def work(context: WorkerContext) -> None:
     if data.finetunes_encoder:
         train_attributes(context, data)
         _end_stage(context)
+    generate_questions(context, data)
     if data.config.train.language_steps:
         train_language(context, data)
         _end_stage(context)

@@ -11,6 +11,7 @@ import pytest
 import soundfile
 import torch
 
+from jobs.understand.generate_questions import QuestionSets
 from tests.ray_cluster import BIN, Ray, settings, tmctl, tmctl_json
 from tests.unit.test_runs import record
 from tinymusician.artifacts.runs import RunStore
@@ -285,6 +286,9 @@ def test_understanding_from_scratch(ray: Ray, store: LocalStore, tmp_path: Path)
     assert run["state"] == "SUCCEEDED"
     assert set(run["metrics"]["probe"]) == {"instrument", "tempo", "key", "mode"}
     result = RunStore(store, "u").report(BenchmarkResult)
+    sets = RunStore(store, "u").measurement("questions", "all splits", QuestionSets)
+    assert sets is not None
+    assert (sets.test, sets.version) == (result.digest, result.version)
     stages = ["most frequent class", "random weights", "masked prediction", "fine-tuned"]
     assert [each.encoder for each in result.probes] == stages
     assert result.model.name == "band-mu"

@@ -90,9 +90,18 @@ def strict_choice(output: str, options: Sequence[str]) -> int | None:
 
 def write_questions(path: Path, questions: Iterable[Question]) -> str:
     """Write questions as JSON lines; returns the SHA-256 of the file."""
-    content = "".join(f"{question.model_dump_json()}\n" for question in questions).encode()
+    content = _lines(questions)
     path.write_bytes(content)
     return hashlib.sha256(content).hexdigest()
+
+
+def questions_digest(questions: Iterable[Question]) -> str:
+    """The SHA-256 of the file that `write_questions` writes."""
+    return hashlib.sha256(_lines(questions)).hexdigest()
+
+
+def _lines(questions: Iterable[Question]) -> bytes:
+    return "".join(f"{question.model_dump_json()}\n" for question in questions).encode()
 
 
 class ClipRows(NamedTuple):
