@@ -86,6 +86,11 @@ def test_questions_as_people_write_them(answerer: QuestionAnswerer, question: st
     assert answerer.ask(answerer.read(tune("fiddle")), question).answer == answer
 
 
+def test_a_question_that_names_the_values(answerer: QuestionAnswerer) -> None:
+    answer = answerer.ask(answerer.read(tune("fiddle")), "Minor or major?")
+    assert {one.text for one in answer.options} == {"major", "minor"}
+
+
 @pytest.mark.parametrize("seconds", [0.5, 1.0, 2.0, 3.0, 5.0, 12.0])
 def test_silence_and_noise_have_no_answer(answerer: QuestionAnswerer, seconds: float) -> None:
     noise = np.random.default_rng(0).normal(0, 0.05, round(16_000 * seconds)).astype(np.float32)

@@ -105,6 +105,7 @@ ATTRIBUTES = (
     AttributeQuestion(attribute="size", text="How big?", options=("small", "large"), in_prompts=True),
 )
 SHARES = {"Which?": (0.25, 0.75), "How big?": (0.9, 0.10000002)}
+SHARES["Large or small?"] = SHARES["How big?"]
 YES_NO: list[tuple[str, tuple[str, ...], str]] = [
     ("Is it red?", (), "blue, so no"),
     ("Is it red or blue?", (), "blue, so no"),
@@ -112,6 +113,7 @@ YES_NO: list[tuple[str, tuple[str, ...], str]] = [
     ("Is it small?", ("No", "YES"), "small, so yes"),
     ("Is it not red?", (), "red, so yes"),
     ("Is it so?", (), "large, so no"),
+    ("Large or small?", (), "cannot tell"),
 ]
 ASK = """
 import { Answerer } from %s;
@@ -163,6 +165,7 @@ def test_yes_and_no_in_both_clients() -> None:
         ("Is it small?", {"No": 0.1, "YES": 0.9}, 0.3),
         ("Is it not red?", {"red": 0.25, "blue": 0.75}, 0.2),
         ("Is it so?", {"small": 0.9, "large": 0.1}, 0.3),
+        ("Large or small?", {"small": 0.9, "large": 0.1}, 0.3),
     ]
     attributes = [one.model_dump(mode="json") for one in ATTRIBUTES]
     by_page = run_page(ASK, "answerer.js", {"questions": YES_NO, "attributes": attributes, "shares": SHARES})

@@ -28,6 +28,7 @@ from tinymusician.runtime.prompts import CANNOT_TELL, MAX_LETTERS, MAX_NEW_TOKEN
 from tinymusician.runtime.question_checks import check_length, check_question, check_tokens
 from tinymusician.runtime.softmax import softmax
 from tinymusician.runtime.text import read_tokenizer
+from tinymusician.runtime.value_names import compared_attribute
 from tinymusician.runtime.yes_no import YesNoQuestion, yes_no_question
 
 Samples = npt.NDArray[np.float32]
@@ -141,8 +142,9 @@ class QuestionAnswerer:
         """Answer a question; with options, the answer is one of them.
 
         Without options, the answer is written out. If that is a value of an attribute, all its values are judged: the
-        question was about this attribute, in the user's words. Yes or no follows from the probabilities of the values
-        that the question names; if it names none, the answer is the attribute's value.
+        question was about this attribute, in the user's words. So it was if it names several of its values. Yes or no
+        follows from the probabilities of the values that the question names; if it names none, the answer is the
+        attribute's value.
 
         Raises:
             RequestError: the question is empty or too long, the options are not several different texts, or the
@@ -167,7 +169,8 @@ class QuestionAnswerer:
         if about := yes_no_question(question, written.answer, questions):
             self._check_windows(audio, about.attribute)
             return self._yes_or_no(audio, question, about)
-        if attribute := next((one for one in questions if written.answer in one.options), None):
+        attribute = next((one for one in questions if written.answer in one.options), None)
+        if attribute := attribute or compared_attribute(question, questions):
             self._check_windows(audio, attribute)
             return self.choose(audio, question, attribute.options)
         return written

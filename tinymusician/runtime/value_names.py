@@ -8,6 +8,7 @@ the end.
 from __future__ import annotations
 
 import re
+from collections.abc import Sequence
 
 from tinymusician.runtime.audio_lm_bundle import AttributeQuestion
 
@@ -31,6 +32,12 @@ def named_values(text: str, attribute: AttributeQuestion) -> tuple[str, ...]:
             rest = without
             values.append(names[name])
     return tuple(dict.fromkeys(values))
+
+
+def compared_attribute(text: str, attributes: Sequence[AttributeQuestion]) -> AttributeQuestion | None:
+    """The one attribute of which a text names several values, as `Minor or major?`; None if there is not one alone."""
+    compared = [attribute for attribute in attributes if len(named_values(text, attribute)) > 1]
+    return compared[0] if len(compared) == 1 else None
 
 
 def with_accidentals(text: str) -> str:

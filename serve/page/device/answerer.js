@@ -56,7 +56,7 @@ export class Answerer {
     if (options.length) return this.#chooseAmong(states, question, options);
     if (listed) return this.choose(states, question, listed.options);
     const written = await this.generate(states, question), yesNo = yesNoQuestion(question, written.answer, questions);
-    const about = yesNo?.attribute ?? questions.find(({ options: values }) => values.includes(written.answer));
+    const about = yesNo?.attribute ?? questions.find(({ options: values }) => values.includes(written.answer)) ?? comparedAttribute(question, questions);
     this.#checkWindows(states, about);
     if (!yesNo) return about ? this.choose(states, question, about.options) : written;
     if (!yesNo.named.length) return { ...await this.choose(states, about.text, about.options), question };
@@ -269,6 +269,12 @@ function namedValues(text, attribute) {
     rest = without;
   }
   return values;
+}
+
+// The one attribute of which a text names several values; it follows tinymusician/runtime/value_names.py.
+function comparedAttribute(text, attributes) {
+  const compared = attributes.filter((attribute) => namedValues(text, attribute).length > 1);
+  return compared.length === 1 ? compared[0] : undefined;
 }
 
 function patterns(name) {
