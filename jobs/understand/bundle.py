@@ -15,6 +15,7 @@ from tinymusician.house_band.skill_questions import attribute_questions
 from tinymusician.models.spectral_front_end import RATE
 from tinymusician.quantize.audio_lm_bundle import BundleFacts, audio_difference, write_graphs, write_manifest
 from tinymusician.quantize.precision import PrecisionPlan
+from tinymusician.runtime.answers import Floats
 from tinymusician.runtime.measure_answering import measure_answering
 from tinymusician.understand.answering import FinerAnswerer
 from tinymusician.understand.benchmark import SystemScore, score_probabilities, score_rotations
@@ -58,12 +59,19 @@ def write_bundle(
         cost={"graph_bytes": search.chosen.size},
         licence=data.licence,
         lineage={"run": run.id, "model": source},
+        levels=_levels(clips),
     )
     write_manifest(model, search.plan, folder, facts)
     measured = measure_answering(folder)
     cost, memory = {**facts.cost, **measured.model_dump()}, measured.peak_memory_bytes
     write_manifest(model, search.plan, folder, facts._replace(cost=cost, minimum_memory=memory))
     return search, _score(context, data, folder)
+
+
+def _levels(clips_BN: Floats) -> tuple[float, float]:
+    """The root mean square of clips, but for one in a hundred on each side."""
+    low, high = np.percentile(np.sqrt(np.square(clips_BN, dtype=np.float64).mean(1)), (1, 99)).round(4)
+    return float(low), float(high)
 
 
 def _score(context: WorkerContext, data: UnderstandData, folder: Path) -> SystemScore:

@@ -86,6 +86,33 @@ def test_questions_as_people_write_them(answerer: QuestionAnswerer, question: st
     assert answerer.ask(answerer.read(tune("fiddle")), question).answer == answer
 
 
+@pytest.mark.parametrize("gain", [0.003, 0.1, 3.0, 100.0])
+def test_the_level_does_not_matter(answerer: QuestionAnswerer, gain: float) -> None:
+    for instrument in ("piano", "fiddle", "trumpet"):
+        answer = answerer.ask(answerer.read(np.float32(gain) * tune(instrument)), "Which instrument plays?")
+        assert answer.answer == instrument
+
+
+@pytest.mark.parametrize(
+    ("question", "options"),
+    [
+        ("WHICH INSTRUMENT PLAYS?", ()),
+        ("Which instrument plays?", ("a violin", "a flute")),
+        ("Which instrument plays?", ("fiddle", "drums", "flute")),
+        ("Which instrument plays?", ("strings", "flute")),
+    ],
+)
+def test_words_for_a_fiddle(answerer: QuestionAnswerer, question: str, options: tuple[str, ...]) -> None:
+    answer = answerer.ask(answerer.read(tune("fiddle")), question, options)
+    assert answer.answer == (options[0] if options else "fiddle")
+
+
+def test_two_words_for_one_value_share_it(answerer: QuestionAnswerer) -> None:
+    answer = answerer.ask(answerer.read(tune("fiddle")), "Which?", ("Violin", "fiddle", "flute"))
+    violin, fiddle, flute = (one.probability for one in answer.options)
+    assert violin == fiddle > 0.45 > flute
+
+
 def test_a_question_that_names_the_values(answerer: QuestionAnswerer) -> None:
     answer = answerer.ask(answerer.read(tune("fiddle")), "Minor or major?")
     assert {one.text for one in answer.options} == {"major", "minor"}

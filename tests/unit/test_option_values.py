@@ -12,28 +12,31 @@ from tinymusician.bundle_refs import resolve_bundle
 from tinymusician.runtime.audio_lm_bundle import DEFAULT_QUESTION_BUNDLE, AttributeQuestion, open_audio_lm
 from tinymusician.runtime.option_values import option_values
 
-Expected = tuple[tuple[str, ...], tuple[tuple[int, ...], ...], str | None]
+Expected = tuple[tuple[str, ...], tuple[tuple[int, ...], ...], str | None, bool]
 STRINGS = ("bowed strings", "plucked strings")
 CASES: list[tuple[tuple[str, ...], Expected]] = [
-    (("fiddle", "flute"), (("fiddle", "flute"), ((0,), (1,)), "instrument")),
-    (("Violin", " ORGAN "), (("fiddle", "church organ"), ((0,), (1,)), "instrument")),
-    (("Fiddle", "Violoncello", "Piano"), (("fiddle", "Violoncello", "piano"), ((0,), (1,), (2,)), "instrument")),
-    (("slow", "quick"), (("slow", "fast"), ((0,), (1,)), "tempo")),
-    (("strings", "winds"), ((*STRINGS, "brass", "woodwind"), ((0, 1), (2, 3)), "family")),
-    (("Keyboards", "strings"), (("keyboard", *STRINGS), ((0,), (1, 2)), "family")),
-    (("c sharp minor", "E-flat major"), (("Db minor", "Eb major"), ((0,), (1,)), "key")),
-    (("major key", "minor key"), (("major", "minor"), ((0,), (1,)), "mode")),
-    (("3/4", "6/8", "4/4"), (("triple", "compound", "duple"), ((0,), (1,), (2,)), "meter")),
-    (("first", "second"), (("first half", "second half"), ((0,), (1,)), "busier_half")),
-    (("violin", "fiddle", "flute"), (("violin", "fiddle", "flute"), ((0,), (1,), (2,)), None)),
-    (("2/4", "4/4"), (("2/4", "4/4"), ((0,), (1,)), None)),
-    (("jazz", "blues"), (("jazz", "blues"), ((0,), (1,)), None)),
+    (("fiddle", "flute"), (("fiddle", "flute"), ((0,), (1,)), "instrument", True)),
+    (("Violin", " ORGAN "), (("fiddle", "church organ"), ((0,), (1,)), "instrument", True)),
+    (("Fiddle", "Violoncello", "Piano"), (("fiddle", "Violoncello", "piano"), ((0,), (1,), (2,)), "instrument", False)),
+    (("slow", "quick"), (("slow", "fast"), ((0,), (1,)), "tempo", True)),
+    (("strings", "winds"), ((*STRINGS, "brass", "woodwind"), ((0, 1), (2, 3)), "family", True)),
+    (("Keyboards", "strings"), (("keyboard", *STRINGS), ((0,), (1, 2)), "family", True)),
+    (("c sharp minor", "E-flat major"), (("Db minor", "Eb major"), ((0,), (1,)), "key", True)),
+    (("major key", "minor key"), (("major", "minor"), ((0,), (1,)), "mode", True)),
+    (("3/4", "6/8", "4/4"), (("triple", "compound", "duple"), ((0,), (1,), (2,)), "meter", True)),
+    (("first", "second"), (("first half", "second half"), ((0,), (1,)), "busier_half", True)),
+    (("violin", "fiddle", "flute"), (("fiddle", "flute"), ((0,), (0,), (1,)), "instrument", True)),
+    (("2/4", "4/4"), (("duple",), ((0,), (0,)), "meter", True)),
+    (("jazz", "blues"), (("jazz", "blues"), ((0,), (1,)), None, False)),
+    (("falling", "happy"), (("falls", "happy"), ((0,), (1,)), None, False)),
+    (("strings", "flute"), (("fiddle", "banjo", "flute"), ((0, 1), (2,)), "instrument", True)),
+    (("a violin", "the flutes."), (("fiddle", "flute"), ((0,), (1,)), "instrument", True)),
 ]
 SCRIPT = """
 import { optionValues } from %s;
 const { cases, attributes } = JSON.parse(process.argv[1]);
 const named = cases.map((options) => optionValues(options, attributes));
-const plain = ({ texts, members, attribute }) => [texts, members, attribute && attribute.attribute];
+const plain = (one) => [one.texts, one.members, one.attribute && one.attribute.attribute, one.isComplete];
 console.log(JSON.stringify(named.map(plain)));
 """
 
@@ -47,8 +50,8 @@ def attributes() -> tuple[AttributeQuestion, ...]:
 def test_values_of_options(
     options: tuple[str, ...], expected: Expected, attributes: tuple[AttributeQuestion, ...]
 ) -> None:
-    texts, members, attribute = option_values(options, attributes)
-    assert (texts, members, attribute and attribute.attribute) == expected
+    texts, members, attribute, is_complete = option_values(options, attributes)
+    assert (texts, members, attribute and attribute.attribute, is_complete) == expected
 
 
 def test_the_page_finds_the_same_values(attributes: tuple[AttributeQuestion, ...]) -> None:

@@ -170,7 +170,16 @@ def test_chance_is_of_each_questions_options() -> None:
 
 @pytest.mark.parametrize(
     "content",
-    ["{", '[{"prompt": null, "answers": [1], "answer_orders": [0]}]', '{"1": {"question": "x"}}', "[1]", '"text"'],
+    [
+        '{"1": {"question": "x", "correct_answer": "a", "distractors": "bcd"}}',
+        '{"1": {"question": "x", "correct_answer": "a", "distractors": ["b", "c"], "caption": ["d"]}}',
+        '[{"prompt": "Question: x", "answers": "flute", "answer_orders": [0], "id": 1}]',
+        "{",
+        '[{"prompt": null, "answers": [1], "answer_orders": [0]}]',
+        '{"1": {"question": "x"}}',
+        "[1]",
+        '"text"',
+    ],
 )
 def test_file_in_no_layout_is_refused(tmp_path: Path, content: str) -> None:
     (tmp_path / "q.json").write_text(content)

@@ -28,6 +28,7 @@ from tinymusician.runtime.question_answerer import (
     AudioInfo,
     QuestionAnswerer,
     _combined,
+    at_level,
     split_windows,
 )
 from tinymusician.runtime.question_checks import check_question
@@ -167,7 +168,10 @@ def test_a_value_in_other_words_brings_all_values(tmp_path: Path, model: AudioLM
 
 def test_question_of_the_bundle_brings_its_options(answerer: QuestionAnswerer) -> None:
     audio = answerer.read(wave(1.0))
-    assert answerer.ask(audio, "which") == answerer.ask(audio, "which", COLOURS)
+    without, given = (answerer.ask(audio, "which", options) for options in ((), COLOURS))
+    assert (without.question, without.answer, without.cannot_tell) == (given.question, given.answer, given.cannot_tell)
+    shares = {one.text: one.probability for one in given.options}
+    assert {one.text: one.probability for one in without.options} == pytest.approx(shares)
     attributes = [answer.attribute for answer in answerer.ask_all(audio)]
     assert attributes == ["colour", "shade", "tint"]
 
@@ -203,7 +207,7 @@ def test_long_audio_is_the_mean_of_its_windows(answerer: QuestionAnswerer) -> No
     ("question", "options", "problem"),
     [
         ("\u200b", (), "question: is empty"),
-        ("Which\nshade?", (), "control characters"),
+        ("Which\nshade?", (), "control or broken characters"),
         ("Which?", ("big  flute", "Big flute"), "'big flute' is there twice"),
         ("Which?", ("flu\u0308te", "fl\u00fcte"), "is there twice"),
         ("Which?", ("red", "Cannot tell"), "'cannot tell' is always a possible answer"),
@@ -273,6 +277,18 @@ def test_short_audio_is_repeated(answerer: QuestionAnswerer) -> None:
     answer = answerer.ask(answerer.read(short), "Which?", COLOURS)
     assert [one.probability for one in answer.options] == [one.probability for one in repeated.options]
     assert answerer.read(short).info == AudioInfo(0.6, 1)
+
+
+def test_audio_has_the_level_of_training() -> None:
+    """Its loudest window is; silence stays, and so does what is loud enough."""
+    loud, quiet = wave(1.0), np.concatenate([0.001 * wave(1.0), 0.01 * wave(1.0)])
+    assert at_level(loud, 16_000, (0.05, 0.2)) is loud
+    assert at_level(loud, 16_000, None) is loud
+    assert not at_level(np.zeros(32_000, np.float32), 16_000, (0.05, 0.2)).any()
+    raised = at_level(quiet, 16_000, (0.05, 0.2))
+    assert np.sqrt(np.square(raised[16_000:]).mean()) == pytest.approx(0.05, rel=1e-4)
+    np.testing.assert_allclose(raised[:16_000], 0.1 * raised[16_000:], rtol=1e-4)
+    assert np.sqrt(np.square(at_level(9 * loud, 16_000, (0.05, 0.2))).mean()) == pytest.approx(0.2, rel=1e-4)
 
 
 def test_a_partly_named_attribute_is_one_of_a_window_too(answerer: QuestionAnswerer) -> None:

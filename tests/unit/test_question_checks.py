@@ -21,8 +21,9 @@ REFUSED: list[tuple[str, tuple[str, ...], str]] = [
     ("", (), "is empty"),
     (" \t ", (), "is empty"),
     ("\u200b\u2060", (), "is empty"),
-    ("Which\ncolour?", (), "control characters"),
-    ("Which?", ("red", "bl\x1bue"), "control characters"),
+    ("Which\ncolour?", (), "control or broken characters"),
+    ("Which?", ("red", "bl\x1bue"), "control or broken characters"),
+    ("Wh\udcffich?", (), "control or broken characters"),
     ("x" * 301, (), "301 characters; at most 300"),
     ("😀" * 301, (), "301 characters; at most 300"),
     ("Which?", ("red",), "1(;| possible answers;) 2 to 50"),
@@ -104,8 +105,8 @@ ATTRIBUTES = (
     AttributeQuestion(attribute="colour", text="Which?", options=("red", "blue"), in_prompts=True),
     AttributeQuestion(attribute="size", text="How big?", options=("small", "large"), in_prompts=True),
 )
-SHARES = {"Which?": (0.25, 0.75), "How big?": (0.9, 0.10000002)}
-SHARES["Large or small?"] = SHARES["How big?"]
+SHARES = {"Which?": (0.25, 0.75), "How big?": (0.9, 0.10000002), "Which one?": (0.5, 0.3, 0.2)}
+UNABLE = {"Which?": 0.2, "Which one?": 0.9}
 YES_NO: list[tuple[str, tuple[str, ...], str]] = [
     ("Is it red?", (), "blue, so no"),
     ("Is it red or blue?", (), "blue, so no"),
@@ -114,10 +115,14 @@ YES_NO: list[tuple[str, tuple[str, ...], str]] = [
     ("Is it not red?", (), "red, so yes"),
     ("Is it so?", (), "large, so no"),
     ("Large or small?", (), "cannot tell"),
+    ("Which one?", ("large", "the SMALLs."), ""),
+    ("Which one?", ("large", "huge", "small"), ""),
+    ("Is it no red?", (), "red, so no"),
+    ("Is it red, yes or no?", (), "red, so no"),
 ]
 ASK = """
 import { Answerer } from %s;
-const { questions, attributes, shares } = JSON.parse(process.argv[1]);
+const { questions, attributes, shares, unable } = JSON.parse(process.argv[1]);
 const answers = [];
 for (const [question, options, written] of questions) {
   const answerer = new Answerer();
@@ -126,7 +131,7 @@ for (const [question, options, written] of questions) {
   answerer.tokenizer = { encode: () => ({ ids: [] }) };
   answerer.choose = async (_, text, values) => ({
     question: text,
-    cannot_tell: text === 'Which?' ? 0.2 : 0.3,
+    cannot_tell: unable[text] ?? 0.3,
     options: values.map((value, index) => ({ text: value, probability: shares[text][index] })),
   });
   answerer.generate = async () => ({ question, answer: written, cannot_tell: 0, options: [] });
@@ -149,7 +154,7 @@ class _FixedAnswerer(QuestionAnswerer):
 
     def choose(self, audio: AudioState, question: str, options: tuple[str, ...]) -> Answer:
         listed = tuple(Option(*one) for one in zip(options, SHARES[question], strict=True))
-        return Answer(question, options[0], 0.0, 0.2 if question == "Which?" else 0.3, listed)
+        return Answer(question, options[0], 0.0, UNABLE.get(question, 0.3), listed)
 
     def generate(self, audio: AudioState, question: str, options: object = ()) -> Answer:
         return Answer(question, self._written, 1.0, 0.0, ())
@@ -166,9 +171,15 @@ def test_yes_and_no_in_both_clients() -> None:
         ("Is it not red?", {"red": 0.25, "blue": 0.75}, 0.2),
         ("Is it so?", {"small": 0.9, "large": 0.1}, 0.3),
         ("Large or small?", {"small": 0.9, "large": 0.1}, 0.3),
+        ("Which one?", {"large": 0.9, "the SMALLs.": 0.1}, 0.3),
+        ("Which one?", {"large": 0.5, "huge": 0.3, "small": 0.2}, 0.3),
+        ("Is it no red?", {"red": 0.25, "blue": 0.75}, 0.2),
+        ("Is it red, yes or no?", {"yes": 0.25, "no": 0.75}, 0.2),
     ]
     attributes = [one.model_dump(mode="json") for one in ATTRIBUTES]
-    by_page = run_page(ASK, "answerer.js", {"questions": YES_NO, "attributes": attributes, "shares": SHARES})
+    by_page = run_page(
+        ASK, "answerer.js", {"questions": YES_NO, "attributes": attributes, "shares": SHARES, "unable": UNABLE}
+    )
     for answer, page, (question, shares, cannot_tell) in zip(answers, cast(list[dict], by_page), expected, strict=True):
         assert {one.text: one.probability for one in answer.options} == pytest.approx(shares, abs=1e-6)
         assert {one["text"]: one["probability"] for one in page["options"]} == pytest.approx(shares, abs=1e-6)

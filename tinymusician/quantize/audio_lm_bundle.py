@@ -45,6 +45,7 @@ class BundleFacts(NamedTuple):
     licence: str
     lineage: JsonObject
     minimum_memory: int = 0
+    levels: tuple[float, float] | None = None
 
 
 def write_graphs(model: AudioLM, plan: PrecisionPlan, tokenizer_json: str, folder: Path) -> None:
@@ -95,6 +96,7 @@ def write_manifest(model: AudioLM, plan: PrecisionPlan, folder: Path, facts: Bun
             key_value_heads=lm.key_value_heads,
             head_width=lm.width // lm.heads,
             end=lm.end,
+            levels=facts.levels,
         ),
         questions=tuple(facts.questions),
         providers=("CPUExecutionProvider",),

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Sequence
 from typing import NamedTuple, Protocol
 
@@ -47,8 +48,12 @@ def scored_tokens(tokenizer: TextTokenizer, options: Sequence[str], end: int) ->
 
 
 def summed(probabilities: Sequence[float], members: Sequence[Sequence[int]]) -> tuple[float, ...]:
-    """The sums of the probabilities of groups, given by the numbers of their members; together they are one."""
-    sums = [sum(probabilities[number] for number in numbers) for numbers in members]
+    """The sums of the probabilities of groups, given by the numbers of their members; together they are one.
+
+    Groups with a member in common share its probability equally.
+    """
+    groups = Counter(number for numbers in members for number in numbers)
+    sums = [sum(probabilities[number] / groups[number] for number in numbers) for numbers in members]
     total = sum(sums)
     return tuple(each / total for each in sums) if total else (1 / len(sums),) * len(sums)
 

@@ -9,6 +9,7 @@ A file whose bytes differ from the manifest's is not loaded.
 
 from __future__ import annotations
 
+import math
 from pathlib import Path
 from typing import Literal, Self
 
@@ -29,7 +30,9 @@ AUDIO_LM_ROLES: tuple[Role, ...] = ("audio_encoder", "lm", "tokenizer")
 class AudioLMArchitecture(ConfigModel):
     """The dimensions that a player needs. `end` separates audio and prompt, and ends answers.
 
-    `window_seconds` is the length of the training clips; longer audio is judged in windows of it.
+    `window_seconds` is the length of the training clips; longer audio is judged in windows of it. `levels` are the
+    lowest and highest root mean square of these clips, but for one in a hundred on each side; other audio is brought
+    there.
     """
 
     sampling_rate: int = Field(ge=1000, le=384_000)
@@ -40,11 +43,14 @@ class AudioLMArchitecture(ConfigModel):
     key_value_heads: int = Field(ge=1, le=1000)
     head_width: int = Field(ge=1, le=65_536)
     end: int = Field(ge=0)
+    levels: tuple[float, float] | None = None
 
     @model_validator(mode="after")
     def _end_is_a_token(self) -> Self:
         if self.end >= self.vocabulary:
             raise ValueError(f"end {self.end}: is no token of {self.vocabulary}")
+        if self.levels is not None and not 0 < self.levels[0] <= self.levels[1] < math.inf:
+            raise ValueError(f"levels {self.levels}: are not two positive numbers in order")
         return self
 
 

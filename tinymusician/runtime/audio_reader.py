@@ -7,6 +7,7 @@ another FAD than one that was recorded at that rate.
 
 from __future__ import annotations
 
+import os
 import re
 from collections import Counter
 from collections.abc import Iterable, Iterator
@@ -204,7 +205,8 @@ class _SndfileSource:
 
     def blocks(self, begin: int, count: int | None) -> Iterator[Wave]:
         """Samples [N, channels] from `begin` on, `count` of them or all."""
-        self._file.seek(min(begin, self.length))
+        if begin:  # some codecs and pipes cannot seek
+            self._file.seek(min(begin, self.length))
         left, most = self.length if count is None else count, max(1, _BLOCK // self._file.channels)
         while left > 0 and len(block := self._file.read(min(left, most), dtype="float32", always_2d=True)):
             left -= len(block)
@@ -258,7 +260,7 @@ def _opened(path: Path) -> Iterator[_SndfileSource | _FfmpegSource]:
             source = stack.enter_context(_ffmpeg(path))
         else:
             try:
-                source = _SndfileSource(stack.enter_context(soundfile.SoundFile(path)))
+                source = _SndfileSource(stack.enter_context(soundfile.SoundFile(_name(path))))
             except OSError as error:
                 raise _unreadable(path, error) from error
             except soundfile.SoundFileError as error:
@@ -288,6 +290,11 @@ def _ffmpeg(path: Path) -> Iterator[_FfmpegSource]:
             yield _FfmpegSource(container)
     except (av.FFmpegError, OSError, IndexError, ValueError) as error:
         raise _unreadable(path, error) from error
+
+
+def _name(path: Path) -> str | bytes:
+    """A path for libsndfile: as bytes where a name need not be text in UTF-8."""
+    return os.fsencode(path) if os.name == "posix" else str(path)
 
 
 def _check_length(path: Path, seconds: float) -> None:

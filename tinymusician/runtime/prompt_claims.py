@@ -6,6 +6,7 @@ score of a claim is the probability of that answer among all answers (arXiv 2601
 
 from __future__ import annotations
 
+import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
@@ -20,6 +21,7 @@ if TYPE_CHECKING:
     from tinymusician.runtime.question_answerer import AudioState, Check, QuestionAnswerer, Samples
 
 _SMALLEST = 1e-6
+_NEGATED = re.compile(r"\b(?:not|no|never|without|except)\b[^,;.]*|\w+n't\b[^,;.]*", re.IGNORECASE)
 
 
 @dataclass(frozen=True)
@@ -31,8 +33,12 @@ class PromptClaim:
 
 
 def claims_of(prompt: str, questions: Sequence[AttributeQuestion]) -> tuple[PromptClaim, ...]:
-    """The claims of a prompt, at most one of each attribute; a prompt that names two values of one claims neither."""
-    named = [(question, named_values(prompt, question)) for question in claimable(questions)]
+    """The claims of a prompt, at most one of each attribute; a prompt that names two values of one claims neither.
+
+    What follows a negation, up to the next comma or full stop, claims nothing.
+    """
+    said = _NEGATED.sub(" ", prompt)
+    named = [(question, named_values(said, question)) for question in claimable(questions)]
     return tuple(PromptClaim(question, values[0]) for question, values in named if len(values) == 1)
 
 

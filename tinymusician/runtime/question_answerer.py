@@ -2,7 +2,8 @@
 
 The model has learnt from clips of one length, the window. Longer audio is judged in windows, whose log-probabilities
 are averaged. Each window has the weight 1 - P(cannot tell). The whole clip is "cannot tell" only if every window is, so
-leading silence has no effect. Shorter audio is repeated until it fills a window.
+leading silence has no effect. Shorter audio is repeated until it fills a window, and audio that is louder or quieter
+than the training clips is brought to their level.
 """
 
 from __future__ import annotations
@@ -39,6 +40,7 @@ _MAX_TEXTS = 8
 """Texts of windows that are compared in all windows, the most frequent ones."""
 _WHOLE_WINDOW = 0.9
 """The share of a window that audio must fill for attributes that hold for a window alone."""
+_SILENCE = 1e-5
 _SMALLEST_WEIGHT, _SMALLEST = 1e-6, 1e-30
 Check = Callable[[], None]
 """Called between pieces of work; it may raise, to end the work."""
@@ -115,6 +117,7 @@ class QuestionAnswerer:
                 f"audio: has samples that are not finite, or above {_MAX_SAMPLE}; full scale is 1", "audio"
             )
         window = round(self.shape.window_seconds * rate)
+        wave = at_level(wave, window, self.shape.levels)
         wave = np.resize(wave, max(len(wave), window))  # repeats it
         windows = split_windows(len(wave), window)
         states = []
@@ -164,7 +167,7 @@ class QuestionAnswerer:
         if options:
             return self._choose_among(audio, question, options)
         if listed:
-            return self.choose(audio, question, listed.options)
+            return self._ask_about(audio, question, listed)
         written = self.generate(audio, question)
         if about := yes_no_question(question, written.answer, questions):
             self._check_windows(audio, about.attribute)
@@ -172,8 +175,12 @@ class QuestionAnswerer:
         attribute = next((one for one in questions if written.answer in one.options), None)
         if attribute := attribute or compared_attribute(question, questions):
             self._check_windows(audio, attribute)
-            return self.choose(audio, question, attribute.options)
+            return self._ask_about(audio, question, attribute)
         return written
+
+    def _ask_about(self, audio: AudioState, question: str, attribute: AttributeQuestion) -> Answer:
+        """The answer to an attribute's own question, so it is the same for all words that mean it."""
+        return replace(self.choose(audio, attribute.text, attribute.options), question=question)
 
     def _check_windows(self, audio: AudioState, about: AttributeQuestion | None) -> None:
         """Check that an attribute of a window, such as its number of notes, is not taken for one of other audio.
@@ -195,7 +202,7 @@ class QuestionAnswerer:
     def _yes_or_no(self, audio: AudioState, question: str, about: YesNoQuestion) -> Answer:
         """Yes is as probable as the named values are, all together; without such values, theirs are the answer."""
         if not about.named:
-            return replace(self.choose(audio, about.attribute.text, about.attribute.options), question=question)
+            return self._ask_about(audio, question, about.attribute)
         judged = [self.choose(audio, one.attribute.text, one.attribute.options) for one in about.named]
         shares = [
             sum(option.probability for option in answer.options if option.text in one.values)
@@ -207,12 +214,15 @@ class QuestionAnswerer:
     def _choose_among(self, audio: AudioState, question: str, options: Sequence[str]) -> Answer:
         """Choose one of a user's options, by the values that they name."""
         named = option_values(options, self.manifest.questions)
-        self._check_windows(audio, named.attribute)
-        answer = self.choose(audio, question, named.texts)
-        if named.texts == tuple(options):
-            return answer
+        about = named.attribute
+        self._check_windows(audio, about)
+        text = question if about is None or not named.is_complete else about.text
+        answer = self.choose(audio, text, named.texts)
+        cannot_tell = answer.cannot_tell
+        if about is not None and not named.is_complete:  # a word that the model does not know says nothing of the audio
+            cannot_tell = self.choose(audio, about.text, about.options).cannot_tell
         shares = summed([option.probability for option in answer.options], named.members)
-        return _answer(question, options, shares, answer.cannot_tell)
+        return _answer(question, options, shares, cannot_tell)
 
     def choose(self, audio: AudioState, question: str, options: tuple[str, ...]) -> Answer:
         """Choose one of the options by the likelihood of its text, averaged over all rotations of their order.
@@ -292,6 +302,15 @@ def split_windows(samples: int, window: int) -> list[tuple[int, int]]:
         return [(0, samples)]
     starts = [*range(0, samples - window, window), samples - window]
     return [(start, start + window) for start in starts]
+
+
+def at_level(wave: Samples, window: int, levels: tuple[float, float] | None) -> Samples:
+    """Audio whose loudest window has a root mean square between two levels; silence stays as it is."""
+    windows = (wave[start:end] for start, end in split_windows(len(wave), window))
+    loudest = max(math.sqrt(np.square(each, dtype=np.float64).mean()) for each in windows)
+    if levels is None or loudest < _SILENCE or levels[0] <= loudest <= levels[1]:
+        return wave
+    return np.asarray(wave * np.float32(min(max(loudest, levels[0]), levels[1]) / loudest), np.float32)
 
 
 def _batches(windows: list[tuple[int, int]]) -> Iterator[list[tuple[int, int]]]:

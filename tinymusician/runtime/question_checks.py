@@ -32,8 +32,10 @@ def check_question(question: str, options: Sequence[str]) -> None:
     """
     if not normalize_text(question):
         raise RequestError("question: is empty", "question")
-    if any(unicodedata.category(character) == "Cc" for text in (question, *options) for character in text):
-        raise RequestError("question and options: have control characters; one line of text each is needed", "question")
+    if any(unicodedata.category(character) in ("Cc", "Cs") for text in (question, *options) for character in text):
+        raise RequestError(
+            "question and options: have control or broken characters; one line of text each is needed", "question"
+        )
     if len(question) > MAX_QUESTION_CHARACTERS:
         raise RequestError(
             f"question: {len(question)} characters; at most {MAX_QUESTION_CHARACTERS} are allowed", "question"

@@ -14,7 +14,11 @@ from tinymusician.runtime.audio_lm_bundle import AttributeQuestion
 from tinymusician.runtime.value_names import named_values
 
 _WRITTEN = re.compile(r"(?P<value>.+), so (yes|no)")
-_UNDECIDED = re.compile(r"\b(than|not|never|neither|nor|without|but|except|instead|rather)\b|n't\b", re.IGNORECASE)
+_UNDECIDED = re.compile(
+    r"\b(than|not|never|neither|nor|without|but|except|instead|rather|unlikely|hardly|wrong|false|only)\b|n't\b"
+    r"|(?<!or )\bno\b(?!\s*[?.!]*\s*$)",  # but `yes or no`, and `no` at the end
+    re.IGNORECASE,
+)
 """Words that compare or negate, of which this module understands nothing more."""
 _BOTH = re.compile(r"\b(and|both)\b", re.IGNORECASE)
 

@@ -263,7 +263,7 @@ def _from_csv(row: Mapping[str, str | None], path: Path) -> PublishedQuestion:
 
 def _from_json(entry: JsonObject) -> PublishedQuestion:
     """An entry of MuChoMusic's list: 0 in `answer_orders` is the place of the right answer."""
-    answers, right = tuple(entry["answers"]), entry["answer_orders"].index(0)
+    answers, right = _texts(entry["answers"]), entry["answer_orders"].index(0)
     question = entry["prompt"].rpartition("Question: ")[2].partition("\n")[0].strip()
     wrong = answers[:right] + answers[right + 1 :]
     track = Path(entry.get("audio_path") or str(entry["id"])).stem
@@ -273,8 +273,8 @@ def _from_json(entry: JsonObject) -> PublishedQuestion:
         question,
         answers[right],
         wrong,
-        tuple(entry.get("knowledge", ())),
-        tuple(entry.get("reasoning", ())),
+        _texts(entry.get("knowledge", ())),
+        _texts(entry.get("reasoning", ())),
         answers,
         entry.get("model_output"),
     )
@@ -283,9 +283,22 @@ def _from_json(entry: JsonObject) -> PublishedQuestion:
 def _from_rul(name: str, entry: JsonObject) -> PublishedQuestion:
     """An entry of RUListening's object, whose caption tells the track."""
     track = entry.get("caption") or name
-    return PublishedQuestion(name, track, entry["question"], entry["correct_answer"], tuple(entry["distractors"]))
+    if not isinstance(track, str):
+        raise TypeError(f"caption {track!r:.40} is no text")
+    return PublishedQuestion(name, track, entry["question"], entry["correct_answer"], _texts(entry["distractors"]))
+
+
+def _texts(value: object) -> tuple[str, ...]:
+    """What should be a list of texts; `_problem` looks at each.
+
+    Raises:
+        TypeError: it is no list, as a text in its place.
+    """
+    if not isinstance(value, list | tuple):
+        raise TypeError(f"{value!r:.40} is no list")
+    return tuple(value)
 
 
 def _words(cell: str | None) -> tuple[str, ...]:
     """A cell with a list of Python's strings."""
-    return tuple(str(word) for word in ast.literal_eval(cell)) if cell else ()
+    return _texts(ast.literal_eval(cell)) if cell else ()

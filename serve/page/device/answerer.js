@@ -24,8 +24,9 @@ export class Answerer {
   async read(samples) {
     checkSamples(samples);
     const window = Math.round(this.shape.window_seconds * this.shape.sampling_rate), states = [];
+    const gain = gainOf(samples, window, this.shape.levels);
     for (const [start, end] of windows(samples.length, window)) {
-      const piece = Float32Array.from({ length: window }, (_, index) => samples[start + (index % (end - start))]);
+      const piece = Float32Array.from({ length: window }, (_, index) => gain * samples[start + (index % (end - start))]);
       const { embeddings } = await this.sessions.audio_encoder.run({ audio: new this.ort.Tensor('float32', piece, [1, window]) });
       checkFinite(embeddings.data, 'the audio encoder');
       states.push(await this.#run(embeddings, [[this.shape.end]], this.#emptyCache()));
@@ -54,12 +55,12 @@ export class Answerer {
     const listed = questions.find(({ text }) => plain(text) === plain(question));
     this.#checkWindows(states, listed);
     if (options.length) return this.#chooseAmong(states, question, options);
-    if (listed) return this.choose(states, question, listed.options);
+    if (listed) return this.#askAbout(states, question, listed);
     const written = await this.generate(states, question), yesNo = yesNoQuestion(question, written.answer, questions);
     const about = yesNo?.attribute ?? questions.find(({ options: values }) => values.includes(written.answer)) ?? comparedAttribute(question, questions);
     this.#checkWindows(states, about);
-    if (!yesNo) return about ? this.choose(states, question, about.options) : written;
-    if (!yesNo.named.length) return { ...await this.choose(states, about.text, about.options), question };
+    if (!yesNo) return about ? this.#askAbout(states, question, about) : written;
+    if (!yesNo.named.length) return this.#askAbout(states, question, about);
     let yes = 1, cannot_tell = 0;
     for (const { attribute, values } of yesNo.named) {
       const judged = await this.choose(states, attribute.text, attribute.options);
@@ -72,10 +73,17 @@ export class Answerer {
 
   // One of a user's options, by the values that they name.
   async #chooseAmong(states, question, options) {
-    const { texts, members, attribute } = optionValues(options, this.manifest.questions);
+    const { texts, members, attribute, isComplete } = optionValues(options, this.manifest.questions);
     this.#checkWindows(states, attribute);
-    const { options: chosen, cannot_tell } = await this.choose(states, question, texts);
-    return answerOf(question, options, summed(chosen.map(({ probability }) => probability), members), cannot_tell);
+    const answer = await this.choose(states, attribute && isComplete ? attribute.text : question, texts);
+    const unknown = attribute && !isComplete; // a word that the model does not know says nothing of the audio
+    const { cannot_tell } = unknown ? await this.choose(states, attribute.text, attribute.options) : answer;
+    return answerOf(question, options, summed(answer.options.map(({ probability }) => probability), members), cannot_tell);
+  }
+
+  // The answer to an attribute's own question, so it is the same for all words that mean it.
+  async #askAbout(states, question, { text, options }) {
+    return { ...await this.choose(states, text, options), question };
   }
 
   #checkWindows(states, about) {
@@ -194,28 +202,40 @@ function inOrder(answer, options) {
 
 // The sums of the probabilities of groups, given by the numbers of their members; together they are one.
 function summed(probabilities, members) {
-  const sums = members.map((numbers) => numbers.reduce((sum, number) => sum + probabilities[number], 0)), total = sums.reduce((a, b) => a + b);
+  const groups = (number) => members.filter((numbers) => numbers.includes(number)).length; // that share its probability equally
+  const sums = members.map((numbers) => numbers.reduce((sum, number) => sum + probabilities[number] / groups(number), 0)), total = sums.reduce((a, b) => a + b);
   return sums.map((sum) => (total ? sum / total : 1 / sums.length));
 }
 
 // The values that options name in people's words; it follows tinymusician/runtime/option_values.py.
 export function optionValues(options, attributes) {
-  let best = { attribute: null, values: options.map(() => []), count: 0 };
+  let best = { attribute: null, values: options.map(() => []), count: 0, direct: 0 };
   for (const attribute of attributes) {
-    const values = options.map((option) => valuesOf(option, attribute)), count = values.filter(({ length }) => length).length;
-    if (count > best.count) best = { attribute, values, count };
+    const values = options.map((option) => valuesOf(option, attribute, attributes)), count = values.filter(({ length }) => length).length;
+    const direct = options.filter((option) => namedBy(option, attribute).length).length;
+    if (count > best.count || (count === best.count && direct > best.direct)) best = { attribute, values, count, direct };
   }
-  const each = best.values.map((values, index) => (values.length ? values : [options[index]])), texts = each.flat();
-  if (new Set(texts).size < texts.length) return { texts: options, members: options.map((_, index) => [index]), attribute: null };
-  let start = 0;
-  const members = each.map(({ length }) => Array.from({ length }, () => start++));
-  return { texts, members, attribute: best.attribute };
+  const each = best.values.map((values, index) => (values.length ? values : [options[index]])), texts = [...new Set(each.flat())];
+  const members = each.map((values) => values.map((value) => texts.indexOf(value)));
+  return { texts, members, attribute: 2 * best.count > options.length ? best.attribute : null, isComplete: best.count > 0 && best.count === options.length };
 }
 
-function valuesOf(option, { options, synonyms = {}, other_names = {} }) {
+function valuesOf(option, attribute, attributes) {
+  const direct = namedBy(option, attribute);
+  if (direct.length) return direct;
+  for (const coarse of attributes.filter(({ finer }) => finer?.attribute === attribute.attribute)) {
+    const values = namedBy(option, coarse).flatMap((value) => coarse.finer.values[value] ?? []);
+    if (values.length) return values.filter((value) => attribute.options.includes(value));
+  }
+  return [];
+}
+
+function namedBy(option, { options, synonyms = {}, other_names = {} }) {
   const singles = [...options.map((value) => [value, [value]]), ...Object.entries(synonyms).map(([name, value]) => [name, [value]])];
-  const plain = normalizeText(withAccidentals(option));
-  return [...singles, ...Object.entries(other_names)].find(([name]) => normalizeText(name) === plain)?.[1] ?? [];
+  const byText = new Map([...singles, ...Object.entries(other_names)].map(([name, values]) => [normalizeText(name), values]));
+  const plain = normalizeText(withAccidentals(option)), bare = plain.replace(/^(an?|the) /, '');
+  const text = [plain, bare, bare.replace(/s?[.!]*$/, '')].find((one) => byText.has(one));
+  return text === undefined ? [] : byText.get(text);
 }
 
 // A text with the signs of accidentals after the names of notes: F# for F sharp.
@@ -242,7 +262,7 @@ export function yesNoQuestion(question, written, attributes) {
   const value = /^(.+), so (yes|no)$/.exec(written)?.[1];
   const finer = (attribute) => Object.values(attribute.finer?.values ?? {}).flat();
   const about = attributes.filter((attribute) => [...attribute.options, ...finer(attribute)].includes(value));
-  if (!/\b(than|not|never|neither|nor|without|but|except|instead|rather)\b|n't\b/i.test(question)) {
+  if (!/\b(than|not|never|neither|nor|without|but|except|instead|rather|unlikely|hardly|wrong|false|only)\b|n't\b|(?<!or )\bno\b(?!\s*[?.!]*\s*$)/i.test(question)) {
     for (const attribute of about) {
       const values = namedValues(question, attribute);
       if (!values.length || values.length === attribute.options.length) continue;
@@ -320,4 +340,11 @@ function mostProbable(logits) {
 
 function checkFinite(values, what) {
   if (!values.every(Number.isFinite)) throw new Error(`The results of ${what} are not numbers; the bundle is damaged.`);
+}
+
+// What brings the loudest window to the levels of the training clips; silence stays as it is.
+function gainOf(samples, window, levels) {
+  const loudest = Math.max(...windows(samples.length, window).map(([start, end]) => Math.sqrt(samples.subarray(start, end).reduce((sum, value) => sum + value * value, 0) / (end - start))));
+  if (!levels || loudest < 1e-5) return 1;
+  return Math.min(Math.max(loudest, levels[0]), levels[1]) / loudest;
 }

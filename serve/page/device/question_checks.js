@@ -7,7 +7,7 @@ const CANNOT_TELL = 'cannot tell';
 export function checkQuestion(question, options) {
   const folded = options.map(normalizeText), length = (text) => [...text].length;
   if (!normalizeText(question)) throw new Error('The question is empty.');
-  if ([question, ...options].some((text) => /\p{Cc}/u.test(text))) throw new Error('Question and possible answers have control characters; one line of text each is needed.');
+  if ([question, ...options].some((text) => /[\p{Cc}\p{Cs}]/u.test(text))) throw new Error('Question and possible answers have control or broken characters; one line of text each is needed.');
   if (length(question) > MAX_QUESTION) throw new Error(`The question has ${length(question)} characters; at most ${MAX_QUESTION} are allowed.`);
   if (options.length === 1 || options.length > MAX_OPTIONS) throw new Error(`${options.length} possible answers; 2 to ${MAX_OPTIONS} are allowed, or none.`);
   if (folded.includes('')) throw new Error('A possible answer is empty.');
