@@ -142,6 +142,8 @@ def generate(
         raise RequestError(f"--output {output}: a device or pipe holds one clip")
     for path in paths:
         check_writable(path, force)
+    if best_of > 1 and sections:
+        raise RequestError("--best-of: ranks a clip by one prompt, and --section gives it several")
     if normalize is not None:
         check_loudness(normalize, seconds)
     ranker = None if best_of == 1 else ClipRanker(judge, texts, best_of, threads)

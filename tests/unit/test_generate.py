@@ -50,3 +50,10 @@ def test_best_of_writes_the_best_clip_with_its_seed(tmp_path: Path) -> None:
     wave, rate = soundfile.read(tmp_path / "best.wav", dtype="float32")
     (score,) = rank(QuestionAnswerer(judge), "a red march", [wave], rate).scores
     assert max(best["adherence"]) == pytest.approx(score, abs=1e-3)
+
+
+def test_clips_of_several_prompts_are_not_ranked(tmp_path: Path) -> None:
+    words = ["generate", "a flute", "--best-of", "2", "--section", "2:a fiddle", "-o", str(tmp_path / "a.wav")]
+    ended = CliRunner().invoke(app, words)
+    assert str(ended.exception) == "--best-of: ranks a clip by one prompt, and --section gives it several"
+    assert not (tmp_path / "a.wav").exists()

@@ -191,7 +191,8 @@ class QuestionAnswerer:
         if about is not None and about.per_window and not self._is_one_window(audio.info):
             raise RequestError(
                 f"audio: lasts {audio.info.audio_seconds:g} s; the answer to {about.text!r} is one about "
-                f"{self.shape.window_seconds:g} s: choose them by start and seconds",
+                f"{self.shape.window_seconds:g} s; {_WHOLE_WINDOW * self.shape.window_seconds:g} to "
+                f"{self.shape.window_seconds:g} s of audio are needed (start and seconds choose them)",
                 "audio",
             )
 
