@@ -24,6 +24,9 @@ QUESTIONS = attribute_questions()
         ("breakfast with pianos", {}),
         ("C major scales, then C#", {"key": "C major"}),
         ("", {}),
+        ("not a flute", {}),
+        ("a fiddle tune, no piano, fast", {"instrument": "fiddle", "tempo": "fast"}),
+        ("it isn't slow, for banjo", {"instrument": "banjo"}),
     ],
 )
 def test_claims_of_prompts(prompt: str, claims: dict[str, str]) -> None:
