@@ -307,9 +307,9 @@ def test_understanding_from_scratch(ray: Ray, store: LocalStore, tmp_path: Path)
     assert len(questions) == result.model.overall.questions
     assert {"instrument", "tempo"} <= {question.attribute for question in questions}
     assert tmctl(ray, store, "pull", run["metrics"]["bundle"], "--to", str(tmp_path / "bundle")).returncode == 0
-    soundfile.write(tmp_path / "clip.flac", np.random.default_rng(0).normal(0, 0.1, 44_100), 22_050)
+    soundfile.write(tmp_path / "clip.flac", np.random.default_rng(0).normal(0, 0.1, 110_250), 22_050)
     played = tmctl_json(ray, store, "ask", "--audio", str(tmp_path / "clip.flac"), "--model", str(tmp_path / "bundle"))
-    assert (played["model"], played["audio_seconds"], played["windows"]) == ("band-mu", 2.0, 1)
+    assert (played["model"], played["audio_seconds"], played["windows"]) == ("band-mu", 5.0, 1)
     assert [answer["attribute"] for answer in played["answers"]] == list(PHRASINGS)
 
 
