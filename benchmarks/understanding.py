@@ -24,7 +24,6 @@ from itertools import cycle
 from pathlib import Path
 
 import numpy as np
-import torch
 
 from benchmarks.report import report
 from tinymusician.house_band.corpus import CLIP_FRAMES, SEED, RenderedSplit, load_split
@@ -33,7 +32,6 @@ from tinymusician.house_band.skill_questions import QuestionCounts, hard_questio
 from tinymusician.house_band.skills import SKILLS
 from tinymusician.house_band.synth import EVERY_KEY, SoundfontSynth
 from tinymusician.house_band.tunes import TUNES, load_tunes
-from tinymusician.models.musicgen import load_musicgen
 from tinymusician.runtime.answers import Floats
 from tinymusician.runtime.audio_reader import SUFFIXES, read_clip
 from tinymusician.runtime.prompts import CANNOT_TELL
@@ -43,6 +41,7 @@ from tinymusician.understand.band_limited_clips import band_limited
 from tinymusician.understand.benchmark import SystemScore, score_probabilities
 from tinymusician.understand.bundle_answerer import BundleAnswerer
 from tinymusician.understand.questions import Question, clip_rows
+from tinymusician.understand.reconstructed_clips import load_codec, with_reconstructions
 from tinymusician.user_folders import user_folder
 
 _UNANSWERABLE_CLIPS, _YES_NO_PAIRS = 20, 12
@@ -149,12 +148,9 @@ def open_answers(
 
 def through_codec(waves_BN: Floats) -> Floats:
     """The clips, encoded and decoded by the house band's codec."""
-    codec, parts = load_musicgen("band-small").audio_encoder, []
-    with torch.no_grad():
-        for part in torch.from_numpy(waves_BN[:, None]).split(32):
-            codes = codec.encode(part).audio_codes
-            parts.append(codec.decode(codes, [None]).audio_values[:, 0, : waves_BN.shape[1]])
-    return torch.cat(parts).numpy()
+    everything = np.ones(len(waves_BN), bool)
+    read = with_reconstructions(lambda part: waves_BN[part].copy(), everything, load_codec("band-small"))
+    return np.concatenate([read(slice(start, start + 32)) for start in range(0, len(waves_BN), 32)])
 
 
 def rendered(split: RenderedSplit, rows: list[int], font: Path) -> Floats:

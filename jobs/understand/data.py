@@ -269,11 +269,12 @@ class UnderstandData:
     @cached_property
     def tokenizer(self) -> Tokenizer:
         """The teacher's or the given language model's tokenizer, or one that is learnt from the training questions."""
-        from tinymusician.models.audio_lm_files import load_words
+        from tinymusician.models.audio_lm_files import model_folder
+        from tinymusician.models.checkpoint_files import read_tokenizer
         from tinymusician.understand.tokenizer import train_tokenizer
 
         if self.config.teacher is not None:
-            return load_words(self.config.teacher.model)
+            return read_tokenizer(model_folder(self.config.teacher.model), self.config.teacher.model)
         if self.pretrained_lm is not None:
             return self.pretrained_lm.tokenizer
         questions = self.questions("train")

@@ -18,12 +18,12 @@ from tinymusician.models.audio_lm_files import (
     load_audio_lm,
     load_matpac,
     load_tinymu,
-    load_words,
     model_folder,
     read_shape,
     round_weights,
     save_audio_lm,
 )
+from tinymusician.models.checkpoint_files import read_tokenizer
 from tinymusician.models.spectral_front_end import FrontEndConfig, Scale
 from tinymusician.understand.tokenizer import train_tokenizer
 
@@ -141,9 +141,8 @@ def test_shapes_that_cannot_be(tmp_path: Path, part: str | None, values: dict[st
 
 def test_a_tokenizer_that_cannot_be_read(tmp_path: Path) -> None:
     (tmp_path / "tokenizer.json").write_text("{}")
-    (tmp_path / "config.json").write_text("{}")
-    with pytest.raises(ModelError, match=r"tokenizer\.json cannot be read"):
-        load_words(str(tmp_path))
+    with pytest.raises(ModelError, match=r"model 'teacher': tokenizer\.json cannot be read"):
+        read_tokenizer(tmp_path, "teacher")
 
 
 def test_tinymu_is_converted_to_a_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import subprocess
 import sys
 from pathlib import Path
@@ -66,3 +67,20 @@ def test_what_is_no_file(tmp_path: Path) -> None:
         read_clip(tmp_path, None)
     with pytest.raises(DataError, match=r"no\.wav: does not exist"):
         read_clip(tmp_path / "no.wav", None)
+
+
+def test_codecs_that_cannot_seek_are_read_from_the_beginning(tmp_path: Path) -> None:
+    """GSM 6.10, as in voicemail."""
+    tone = 0.5 * np.sin(2 * np.pi * 440 * np.arange(8_000) / 8_000)
+    soundfile.write(tmp_path / "voice.wav", tone, 8_000, "GSM610")
+    assert np.sqrt(np.square(read_clip(tmp_path / "voice.wav", None).wave).mean()) == pytest.approx(0.354, abs=0.03)
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="other systems have names in Unicode alone")
+def test_names_of_files_need_not_be_text(tmp_path: Path) -> None:
+    path = tmp_path / os.fsdecode(b"reel\xff.wav")
+    soundfile.write(os.fsencode(path), NOISE[:RATE], RATE)
+    assert read_clip(path, None).file_seconds == 1.0
+    path.write_bytes(b"no audio")
+    with pytest.raises(DataError, match="cannot be read as audio"):
+        read_clip(path, None)

@@ -28,8 +28,6 @@ from tinymusician.runtime.question_answerer import (
     AudioInfo,
     QuestionAnswerer,
     _combined,
-    at_level,
-    split_windows,
 )
 from tinymusician.runtime.question_checks import check_question
 from tinymusician.runtime.softmax import softmax
@@ -185,12 +183,6 @@ def test_answer_that_follows_from_a_finer_attribute_is_a_sum(answerer: QuestionA
         assert [option.probability for option in answer.options] == pytest.approx([sum(shades[5:]), sum(shades[:5])])
 
 
-def test_windows_cover_everything() -> None:
-    assert split_windows(10, 16) == [(0, 10)]
-    assert split_windows(32, 16) == [(0, 16), (16, 32)]
-    assert split_windows(40, 16) == [(0, 16), (16, 32), (24, 40)]
-
-
 def test_long_audio_is_the_mean_of_its_windows(answerer: QuestionAnswerer) -> None:
     pieces = [wave(1.0, seed) for seed in range(10)]
     audio = answerer.read(np.concatenate(pieces))
@@ -277,18 +269,6 @@ def test_short_audio_is_repeated(answerer: QuestionAnswerer) -> None:
     answer = answerer.ask(answerer.read(short), "Which?", COLOURS)
     assert [one.probability for one in answer.options] == [one.probability for one in repeated.options]
     assert answerer.read(short).info == AudioInfo(0.6, 1)
-
-
-def test_audio_has_the_level_of_training() -> None:
-    """Its loudest window is; silence stays, and so does what is loud enough."""
-    loud, quiet = wave(1.0), np.concatenate([0.001 * wave(1.0), 0.01 * wave(1.0)])
-    assert at_level(loud, 16_000, (0.05, 0.2)) is loud
-    assert at_level(loud, 16_000, None) is loud
-    assert not at_level(np.zeros(32_000, np.float32), 16_000, (0.05, 0.2)).any()
-    raised = at_level(quiet, 16_000, (0.05, 0.2))
-    assert np.sqrt(np.square(raised[16_000:]).mean()) == pytest.approx(0.05, rel=1e-4)
-    np.testing.assert_allclose(raised[:16_000], 0.1 * raised[16_000:], rtol=1e-4)
-    assert np.sqrt(np.square(at_level(9 * loud, 16_000, (0.05, 0.2))).mean()) == pytest.approx(0.2, rel=1e-4)
 
 
 def test_a_partly_named_attribute_is_one_of_a_window_too(answerer: QuestionAnswerer) -> None:

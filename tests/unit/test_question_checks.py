@@ -57,7 +57,7 @@ const { questions, tokens } = JSON.parse(process.argv[1]);
 const refusal = (check) => { try { check(); return null; } catch (error) { return error.message; } };
 console.log(JSON.stringify({
   questions: questions.map(([question, options]) => refusal(() => checkQuestion(question, options))),
-  tokens: tokens.map((sizes) => refusal(() => checkTokens(sizes, sizes.length - 1)) === null),
+  tokens: tokens.map((sizes) => refusal(() => checkTokens(sizes)) === null),
 }));
 """
 

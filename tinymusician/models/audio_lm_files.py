@@ -17,10 +17,9 @@ from typing import Literal
 
 import torch
 from safetensors.torch import load_file, save_file
-from tokenizers import Tokenizer
 from torch import Tensor, nn
 
-from tinymusician.errors import ModelError, contain_panics, first_line
+from tinymusician.errors import ModelError, first_line
 from tinymusician.inputs import input_path
 from tinymusician.json_types import JsonObject
 from tinymusician.models.audio_encoder import AudioEncoder, AudioEncoderShape
@@ -103,21 +102,6 @@ def model_folder(name: str) -> Path:
     if (folder := local_model_folder(name)) is None:
         raise ModelError(f"model {name!r}: no such folder")
     return folder
-
-
-def load_words(name: str) -> Tokenizer:
-    """The tokenizer of a model that answers questions.
-
-    Raises:
-        ModelError: it does not exist, or cannot be read.
-    """
-    try:
-        with contain_panics():
-            return Tokenizer.from_file(str(model_folder(name) / TOKENIZER))
-    except ModelError:
-        raise
-    except Exception as error:  # the library raises no narrower one
-        raise ModelError(f"model {name!r}: {TOKENIZER} cannot be read ({first_line(error)})") from error
 
 
 def load_encoder(name: str) -> AudioEncoder:

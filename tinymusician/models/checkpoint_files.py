@@ -6,8 +6,9 @@ import json
 import shlex
 from collections.abc import Collection, Mapping
 from pathlib import Path
+from typing import TYPE_CHECKING
 
-from tinymusician.errors import ModelError
+from tinymusician.errors import ModelError, contain_panics, first_line
 from tinymusician.inputs import scheme_of
 from tinymusician.json_types import JsonObject
 from tinymusician.models.component_shapes import codec_shape, text_shape
@@ -17,6 +18,9 @@ from tinymusician.models.tensor_shapes import Tensors, guidance_tensors
 
 ADAPTER, PICKLED, SENTENCEPIECE = "adapter_config.json", "pytorch_model.bin", "spiece.model"
 """Files by which folders are recognized that need a conversion: LoRA, older weights, an older tokenizer."""
+if TYPE_CHECKING:
+    from tokenizers import Tokenizer
+
 TOKENIZER = "tokenizer.json"
 _TRAINING_CHECKPOINT = "checkpoint.th"
 WEIGHTS_FILE, WEIGHTS_INDEX = "model.safetensors", "model.safetensors.index.json"
@@ -263,6 +267,21 @@ def _present_name(name: str) -> str:
         if name.endswith(old):
             return name.removesuffix(old) + new
     return name
+
+
+def read_tokenizer(folder: Path, name: str) -> Tokenizer:
+    """The tokenizer.json in a model's folder; `name` is for messages.
+
+    Raises:
+        ModelError: there is none, or it is damaged.
+    """
+    from tokenizers import Tokenizer
+
+    try:
+        with contain_panics():
+            return Tokenizer.from_file(str(folder / TOKENIZER))
+    except Exception as error:  # the library raises no narrower one
+        raise ModelError(f"model {name!r}: {TOKENIZER} cannot be read ({first_line(error)})") from error
 
 
 def read_json(file: Path, name: str) -> JsonObject:

@@ -10,10 +10,10 @@ from tokenizers import Tokenizer
 from torch import Tensor
 from transformers import LlamaConfig, LlamaForCausalLM
 
-from tinymusician.errors import ModelError, contain_panics, first_line
+from tinymusician.errors import ModelError, first_line
 from tinymusician.json_types import JsonObject
 from tinymusician.models.audio_lm import LanguageModelShape
-from tinymusician.models.checkpoint_files import TOKENIZER, read_json
+from tinymusician.models.checkpoint_files import TOKENIZER, read_json, read_tokenizer
 from tinymusician.models.hub import download
 from tinymusician.models.pretrained import load_pretrained
 from tinymusician.models.shape import local_model_folder
@@ -55,11 +55,7 @@ def load_language_model(name: str) -> PretrainedLM:
     folder = local_model_folder(name) or download(name)
     shape = llama_shape(read_json(folder / "config.json", name), name)
     model = load_pretrained(LlamaForCausalLM, name, folder)
-    try:
-        with contain_panics():
-            tokenizer = Tokenizer.from_file(str(folder / TOKENIZER))
-    except Exception as error:  # the library raises no narrower one
-        raise ModelError(f"model {name!r}: {TOKENIZER} cannot be read ({first_line(error)})") from error
+    tokenizer = read_tokenizer(folder, name)
     tokenizer.no_padding()
     tokenizer.no_truncation()
     if tokenizer.num_special_tokens_to_add(is_pair=False):

@@ -20,6 +20,7 @@ import numpy.typing as npt
 from tinymusician.errors import EngineError, RequestError
 from tinymusician.runtime.answers import option_probabilities, scored_tokens, summed
 from tinymusician.runtime.audio_lm_bundle import AttributeQuestion, open_audio_lm
+from tinymusician.runtime.audio_windows import at_level, split_windows
 from tinymusician.runtime.errors import as_engine_error
 from tinymusician.runtime.finer_attributes import finer_question
 from tinymusician.runtime.language_model import LanguageModel, LMState
@@ -40,7 +41,6 @@ _MAX_TEXTS = 8
 """Texts of windows that are compared in all windows, the most frequent ones."""
 _WHOLE_WINDOW = 0.9
 """The share of a window that audio must fill for attributes that hold for a window alone."""
-_SILENCE = 1e-5
 _SMALLEST_WEIGHT, _SMALLEST = 1e-6, 1e-30
 Check = Callable[[], None]
 """Called between pieces of work; it may raise, to end the work."""
@@ -295,23 +295,6 @@ class QuestionAnswerer:
             audio.check()
             logs.append(self.lm.log_likelihoods(self.lm.prefill_text(state, prompt), texts))
         return np.concatenate(logs)
-
-
-def split_windows(samples: int, window: int) -> list[tuple[int, int]]:
-    """Windows that cover all samples; the last one ends with the audio, and overlaps with the one before it."""
-    if samples <= window:
-        return [(0, samples)]
-    starts = [*range(0, samples - window, window), samples - window]
-    return [(start, start + window) for start in starts]
-
-
-def at_level(wave: Samples, window: int, levels: tuple[float, float] | None) -> Samples:
-    """Audio whose loudest window has a root mean square between two levels; silence stays as it is."""
-    windows = (wave[start:end] for start, end in split_windows(len(wave), window))
-    loudest = max(math.sqrt(np.square(each, dtype=np.float64).mean()) for each in windows)
-    if levels is None or loudest < _SILENCE or levels[0] <= loudest <= levels[1]:
-        return wave
-    return np.asarray(wave * np.float32(min(max(loudest, levels[0]), levels[1]) / loudest), np.float32)
 
 
 def _batches(windows: list[tuple[int, int]]) -> Iterator[list[tuple[int, int]]]:

@@ -46,7 +46,7 @@ export class Answerer {
   // It follows `ask` of question_answerer.py.
   async ask(states, question, options) {
     checkQuestion(question, options);
-    checkTokens([question, ...options].map((text) => this.#encode(text).length), options.length);
+    checkTokens([question, ...options].map((text) => this.#encode(text).length));
     const plain = (text) => normalizeText(text).replace(/\?+$/, ''), { questions } = this.manifest;
     if (isYesNo(options)) {
       const answer = await this.ask(states, question, []);

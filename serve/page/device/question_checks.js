@@ -17,8 +17,8 @@ export function checkQuestion(question, options) {
 }
 
 // Tokens of a question with its listed options, and of all options: a character may take several.
-export function checkTokens([question, ...options], count) {
-  const sum = (sizes) => sizes.reduce((a, b) => a + b, 0), listed = question + (count <= MAX_LETTERS ? sum(options) : 0);
+export function checkTokens([question, ...options]) {
+  const sum = (sizes) => sizes.reduce((a, b) => a + b, 0), listed = question + (options.length <= MAX_LETTERS ? sum(options) : 0);
   if (listed > MAX_PROMPT_TOKENS || sum(options) > MAX_OPTION_TOKENS) throw new Error('Question and possible answers take too many tokens: use fewer or plainer words.');
 }
 
