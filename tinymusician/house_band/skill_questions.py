@@ -19,7 +19,7 @@ from tinymusician.runtime.audio_lm_bundle import AttributeQuestion
 from tinymusician.runtime.prompts import CANNOT_TELL, MAX_LETTERS
 from tinymusician.understand.questions import Question, QuestionFormat
 
-VERSION = 5
+VERSION = 6
 OPTIONS = 4
 TRAINING_OPTIONS = (2, MAX_LETTERS)
 """The numbers of options in training, smallest and largest: every letter is learnt."""
